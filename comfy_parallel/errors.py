@@ -1,0 +1,32 @@
+"""Every exception the package raises on purpose."""
+
+from __future__ import annotations
+
+
+class ComfyParallelError(Exception):
+    """Base of all errors raised by comfy_parallel."""
+
+
+class ConfigError(ComfyParallelError):
+    """An environment variable has a value that cannot be used."""
+
+
+class HostMismatch(ComfyParallelError):
+    """The host does not look the way a patch needs it to look."""
+
+
+class DeviceError(ComfyParallelError):
+    """A slot's device does not exist or cannot be initialised."""
+
+
+class BadRequest(ComfyParallelError):
+    """A client sent something that cannot be acted on; nothing was changed.
+
+    `type` is the machine-readable kind, as in the host's own error replies.
+    """
+
+    def __init__(self, type: str, message: str, details: str) -> None:
+        super().__init__(message)
+        self.type = type
+        self.message = message
+        self.details = details

@@ -1,0 +1,71 @@
+"""Run a callback right after a module has been imported, before its importer can copy names out of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+class PostImportHooks(importlib.abc.MetaPathFinder):
+    """A finder that finds nothing itself and only wraps the loaders of the modules it was asked to watch."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, Callable[[ModuleType], None]] = {}
+
+    def watch(self, name: str, callback: Callable[[ModuleType], None]) -> None:
+        """Call `callback(module)` after `name` is imported; at once if it already is."""
+        module = sys.modules.get(name)
+        if module is not None:
+            callback(module)
+            return
+        self._callbacks[name] = callback
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def stop(self) -> None:
+        """Forget all callbacks and leave the import system."""
+        self._callbacks.clear()
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in self._callbacks:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _CallbackLoader(spec.loader, functools.partial(self._imported, name))
+        return spec
+
+    def _imported(self, name: str, module: ModuleType) -> None:
+        callback = self._callbacks.pop(name, None)  # Asking for a spec is not importing: it may happen often.
+        if callback is not None:
+            callback(module)
+
+
+class _CallbackLoader(importlib.abc.Loader):
+    """Loads as the wrapped loader does, takes itself out of the module, then calls back."""
+
+    def __init__(self, loader: importlib.abc.Loader, callback: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._callback = callback
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._callback(module)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
