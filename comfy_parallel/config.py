@@ -1,0 +1,82 @@
+"""The one configuration object, read from the environment and checked at start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from comfy_parallel.errors import ConfigError
+
+SWITCH = "COMFY_MULTI_GPU_SCHED"
+_DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the user asked for. `None` means: decide from what the machine has."""
+
+    enabled: bool = False
+    num_gpus: int | None = None
+    devices: tuple[str, ...] | None = None
+    slots_per_gpu: int = 1
+    default_slot: int | None = None
+    strict: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Config:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: naming the variable, its value and what to write instead.
+        """
+        if not _flag(env, SWITCH):
+            return cls()
+        return cls(
+            enabled=True,
+            num_gpus=_count(env, "COMFY_NUM_GPUS"),
+            devices=_devices(env, "COMFY_PARALLEL_DEVICES"),
+            slots_per_gpu=_count(env, "COMFY_PARALLEL_SLOTS_PER_GPU") or 1,
+            default_slot=_default_slot(env, "COMFY_PARALLEL_DEFAULT_GPU"),
+            strict=_flag(env, "COMFY_PARALLEL_STRICT"),
+        )
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "").strip()
+    if value not in ("", "0", "1"):
+        raise ConfigError(f"{name}={value!r}: set it to 1 (on) or 0 (off)")
+    return value == "1"
+
+
+def _count(env: Mapping[str, str], name: str) -> int | None:
+    value = env.get(name, "").strip()
+    if not value:
+        return None
+    if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) == 0:
+        raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to 999, or leave it unset")
+    return int(value)
+
+
+def _devices(env: Mapping[str, str], name: str) -> tuple[str, ...] | None:
+    value = env.get(name, "").strip()
+    if not value:
+        return None
+    devices = tuple(part.strip() for part in value.split(","))
+    for device in devices:
+        if not _DEVICE.fullmatch(device):
+            raise ConfigError(
+                f"{name}={value!r}: {device!r} is no device; write a comma-separated list like cuda:0,cuda:1 or cpu,cpu"
+            )
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise ConfigError(f"{name}={value!r}: all slots must be of one kind, either cuda:N or cpu")
+    return devices
+
+
+def _default_slot(env: Mapping[str, str], name: str) -> int | None:
+    value = env.get(name, "").strip()
+    if value in ("", "auto"):
+        return None
+    if not re.fullmatch(r"[0-9]{1,3}", value):
+        raise ConfigError(f"{name}={value!r}: set it to auto or to the number of a slot, counted from 0")
+    return int(value)

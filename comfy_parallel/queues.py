@@ -1,0 +1,394 @@
+"""One front queue that the host sees and one queue per slot, all under the front's lock and history.
+
+The classes here are mixed into the host's own `PromptQueue`, so `isinstance` holds and what the host
+adds to its queue in later versions is there too.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import inspect
+import itertools
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from comfy_parallel import routing
+from comfy_parallel.errors import HostMismatch
+from comfy_parallel.interrupts import interrupt_job
+from comfy_parallel.slot import Run, Slot, current_slot
+
+logger = logging.getLogger(__name__)
+
+SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
+
+
+class QueueItem(tuple):
+    """A host queue item that knows when it came and where it may run. Order: the host's number, then arrival."""
+
+    arrival: int = -1
+    target: int | None = None
+    queued_at: float = 0.0
+
+    @property
+    def prompt_id(self) -> str:
+        return self[1]
+
+    @property
+    def extra_data(self) -> dict[str, Any]:
+        return self[3]
+
+    @property
+    def json(self) -> str:
+        """The item as `GET /queue` shows it, encoded once: an item does not change while it waits."""
+        try:
+            return self.__dict__["_json"]
+        except KeyError:
+            return self.__dict__.setdefault("_json", json.dumps(self[:SENSITIVE]))
+
+    def sort_key(self) -> tuple[Any, int]:
+        return self[0], self.arrival
+
+    def __lt__(self, other: Any) -> bool:
+        return self.sort_key() < (other[0], getattr(other, "arrival", -1))
+
+    def __gt__(self, other: Any) -> bool:
+        return self.sort_key() > (other[0], getattr(other, "arrival", -1))
+
+
+class Snapshot(NamedTuple):
+    """All queues at one moment. Lists by slot index; `unassigned` waits for any slot."""
+
+    running: list[list[QueueItem]]
+    pending: list[list[QueueItem]]
+    unassigned: list[QueueItem]
+
+
+def build_queue_class(host_class: type, on_first_get: Callable[[Any, Callable[..., Any]], None]) -> type:
+    """A subclass of the host's `PromptQueue` to stand in its place.
+
+    `on_first_get(front, prompt_worker)` is called once, on the host's worker thread, and does not return.
+    """
+    slot_class = type("SlotPromptQueue", (SlotQueue, host_class), {"__module__": host_class.__module__})
+    namespace = {
+        "__module__": host_class.__module__,
+        "__qualname__": host_class.__qualname__,
+        "__doc__": host_class.__doc__,
+        "_slot_class": slot_class,
+        "_on_first_get": staticmethod(on_first_get),
+    }
+    return type(host_class.__name__, (FrontQueue, host_class), namespace)
+
+
+class FrontQueue:
+    """The host-facing queue: holds jobs that any slot may take and speaks for all slots."""
+
+    _slot_class: type
+    _on_first_get: Callable[[Any, Callable[..., Any]], None]
+
+    def __init__(self, server: Any) -> None:
+        self.slot_queues: list[Any] = []
+        self.default_slot: int | None = None
+        self._arrivals = itertools.count()
+        self._is_adopted = False
+        super().__init__(server)
+
+    def add_slot(self, slot: Slot) -> Any:
+        """Make the queue of one slot."""
+        queue = self._slot_class(self, slot)
+        self.slot_queues.append(queue)
+        return queue
+
+    # Filling.
+
+    def put(self, item: tuple[Any, ...]) -> None:
+        self.put_on(item, self._target_of(item))
+
+    def put_on(self, item: tuple[Any, ...], target: int | None) -> None:
+        """Queue a host item for one slot, or for whichever slot is free first when `target` is None."""
+        queued = QueueItem(item)
+        queued.target, queued.queued_at = target, time.monotonic()
+        if isinstance(item[3], dict):
+            item[3]["gpu_id"] = target
+        routing.note_placed(target)
+        with self.mutex:
+            queued.arrival = next(self._arrivals)
+            heapq.heappush((self if target is None else self.slot_queues[target]).queue, queued)
+            self.server.queue_updated()
+            self.not_empty.notify_all()
+
+    def _target_of(self, item: tuple[Any, ...]) -> int | None:
+        target = routing.current_scope().target
+        if target is None and isinstance(item[3], dict) and item[3].get(routing.BODY_FIELD) is not None:
+            where = f"extra_data.{routing.BODY_FIELD}"
+            target = routing.parse_target(item[3][routing.BODY_FIELD], len(self.slot_queues), where)
+        if target is None and (slot := current_slot()) is not None:
+            return slot.index  # A job queued by a running job relies on what its own executor has cached.
+        if target is None:
+            return self.default_slot
+        return None if target == routing.AUTO else int(target)
+
+    # Emptying.
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Called once, by the host's own worker thread, which hereby becomes the first slot's."""
+        if self._is_adopted:
+            raise RuntimeError("Jobs are taken by slots: use PromptServer.instance.prompt_queues[i].get()")
+        self._is_adopted = True
+        frame = sys._getframe(1)
+        worker = frame.f_globals.get(frame.f_code.co_name)
+        if not callable(worker):
+            raise HostMismatch(f"{frame.f_code.co_name}: the host's worker is no module-level function")
+        self._on_first_get(self, worker)
+        raise RuntimeError("The slots have stopped; restart ComfyUI")
+
+    def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        with self.mutex:
+            owner = next(queue for queue in self.slot_queues if item_id in queue._running)
+            owner.record_done(item_id, history_result, *args, **kwargs)
+
+    # Looking. Inside a slot only its own running job is shown, as on a server with one worker.
+
+    @property
+    def currently_running(self) -> dict[int, QueueItem]:
+        slot = current_slot()
+        shown = self.slot_queues if slot is None else [self.slot_queues[slot.index]]
+        with self.mutex:
+            return {item_id: item for queue in shown for item_id, item in queue._running.items()}
+
+    @currently_running.setter
+    def currently_running(self, value: dict[int, Any]) -> None:
+        if value:
+            raise AttributeError("currently_running is kept by the slots' queues and cannot be replaced")
+
+    def snapshot(self) -> Snapshot:
+        """What runs and waits now; waiting jobs in the order in which they will be taken."""
+        with self.mutex:
+            running = [list(queue._running.values()) for queue in self.slot_queues]
+            pending = [list(queue.queue) for queue in self.slot_queues]
+            unassigned = list(self.queue)
+        for waiting in (*pending, unassigned):
+            waiting.sort(key=lambda item: (item[0], getattr(item, "arrival", -1)))
+        return Snapshot(running, pending, unassigned)
+
+    def get_current_queue_volatile(self) -> tuple[list[Any], list[Any]]:
+        with self.mutex:
+            running = [item for queue in self._slot_queues_in_scope() for item in queue._running.values()]
+            pending = [item for queue in self._queues_in_scope() for item in queue.queue]
+        return running, pending
+
+    def get_current_queue(self) -> tuple[list[Any], list[Any]]:
+        running, pending = self.get_current_queue_volatile()
+        return running, copy.deepcopy(pending)
+
+    def get_tasks_remaining(self) -> int:
+        with self.mutex:
+            return len(self.queue) + sum(len(q.queue) + len(q._running) for q in self.slot_queues)
+
+    def gpu_id_of(self, prompt_id: str) -> int | None:
+        """The slot that runs, ran or will run a job; None while that is open or when the job is unknown."""
+        with self.mutex:
+            running, pending = self.get_current_queue_volatile()
+            for item in (*running, *pending):
+                if item[1] == prompt_id:
+                    return item[3].get("gpu_id") if isinstance(item[3], dict) else None
+            return self.history.get(prompt_id, {}).get("gpu_id")
+
+    # Changing what waits.
+
+    def wipe_queue(self) -> None:
+        with self.mutex:
+            for queue in self._queues_in_scope():
+                queue.queue.clear()
+            self.server.queue_updated()
+
+    def delete_queue_item(self, function: Callable[[Any], bool]) -> bool:
+        with self.mutex:
+            for queue in self._queues_in_scope():
+                for position, item in enumerate(queue.queue):
+                    if function(item):
+                        del queue.queue[position]
+                        heapq.heapify(queue.queue)
+                        self.server.queue_updated()
+                        return True
+        return False
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        with self.mutex:
+            return interrupt_job(prompt_id)
+
+    # Flags (`POST /free`): every slot gets its own copy.
+
+    def set_flag(self, name: str, data: Any) -> None:
+        with self.mutex:
+            for queue in self._slot_queues_in_scope():
+                queue.flags[name] = data
+            self.not_empty.notify_all()
+
+    def get_flags(self, reset: bool = True) -> dict[str, Any]:
+        slot = current_slot()
+        owners = self.slot_queues if slot is None else [self.slot_queues[slot.index]]
+        with self.mutex:
+            return {name: data for queue in owners for name, data in queue.get_flags(reset).items()}
+
+    def _slot_queues_in_scope(self) -> list[Any]:
+        scope = routing.current_scope()
+        return [queue for queue in self.slot_queues if scope.covers(queue.slot.index)]
+
+    def _queues_in_scope(self) -> list[Any]:
+        return ([self] if routing.current_scope().slot is None else []) + self._slot_queues_in_scope()
+
+
+class SlotQueue:
+    """The jobs of one slot. Its `queue` holds only jobs bound to this slot; `get` also takes from the front."""
+
+    def __init__(self, front: Any, slot: Slot) -> None:
+        self.front = front
+        self.slot = slot
+        self._running: dict[int, QueueItem] = {}
+        super().__init__(front.server)
+        self.mutex, self.not_empty = front.mutex, front.not_empty
+
+    @property
+    def history(self) -> dict[str, Any]:
+        return self.front.history
+
+    @history.setter
+    def history(self, value: dict[str, Any]) -> None:
+        if value:
+            self.front.history = value
+
+    @property
+    def currently_running(self) -> dict[int, QueueItem]:
+        return self._running
+
+    @currently_running.setter
+    def currently_running(self, value: dict[int, QueueItem]) -> None:
+        self._running = value
+
+    def put(self, item: tuple[Any, ...]) -> None:
+        self.front.put_on(item, self.slot.index)
+
+    def get(self, timeout: float | None = None) -> tuple[QueueItem, int] | None:
+        """The next job of this slot and its id; None after `timeout` seconds or when flags are to be handled."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.not_empty:
+            while True:
+                self.slot.is_ready = True
+                if (item := self._take()) is not None:
+                    if (item_id := self._begin(item)) is not None:
+                        return item, item_id
+                    continue
+                if self.flags:
+                    return None
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return None
+                self.not_empty.wait(remaining)
+
+    def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.front.task_done(item_id, history_result, *args, **kwargs)  # Nodes wrap the front's method.
+
+    def record_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Move a finished job into the shared history, with the slot that ran it."""
+        with self.mutex:
+            prompt_id = self._running[item_id][1]
+            super().task_done(item_id, history_result, *args, **kwargs)
+            entry = self.history[prompt_id]
+            entry["gpu_id"] = self.slot.index
+            _count(self.slot, entry.get("status"))
+            self.slot.run = None
+
+    def set_flag(self, name: str, data: Any) -> None:
+        with self.mutex:
+            self.flags[name] = data
+            self.not_empty.notify_all()
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        return self.front.interrupt_if_running(prompt_id)
+
+    def fail_running(self, error: BaseException) -> list[str]:
+        """End what this slot runs as an error, and tell its client; returns the ids of these jobs."""
+        with self.mutex:
+            items = list(self._running.items())
+        for item_id, item in items:
+            self._fail(item_id, item, error)
+        return [item[1] for _, item in items]
+
+    def _take(self) -> QueueItem | None:
+        heads = [queue for queue in (self.queue, self.front.queue) if queue]
+        if not heads:
+            return None
+        item = heapq.heappop(min(heads, key=lambda queue: queue[0]))
+        return item if isinstance(item, QueueItem) else QueueItem(item)  # A node may have pushed a plain tuple.
+
+    def _begin(self, item: QueueItem) -> int | None:
+        item_id = self.front.task_counter
+        self.front.task_counter += 1
+        extra_data = item[3] if isinstance(item[3], dict) else {}
+        extra_data["gpu_id"] = self.slot.index
+        item.__dict__.pop("_json", None)
+        self.slot.run = Run(item[1], extra_data.get("client_id"))
+        if item.queued_at:
+            self.slot.stats.wait_seconds += time.monotonic() - item.queued_at
+        try:
+            self._running[item_id] = copy.deepcopy(item)
+        except RecursionError as error:
+            self._running[item_id] = item
+            self._fail(item_id, item, error)
+            return None
+        self.server.queue_updated()
+        return item_id
+
+    def _fail(self, item_id: int, item: QueueItem, error: BaseException) -> None:
+        logger.error("%s: job %s ended as an error: %r", self.slot.name, item[1], error)
+        event = _error_event(item[1], error)
+        client_id = item[3].get("client_id") if isinstance(item[3], dict) else None
+        if client_id is not None:
+            self.server.send_sync("execution_error", {**event, "gpu_id": self.slot.index}, client_id)
+        status = self.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
+        self.task_done(item_id, {"outputs": {}, "meta": {}}, status=status, **self._without_secrets())
+        if client_id is not None:
+            done = {"node": None, "prompt_id": item[1], "gpu_id": self.slot.index}
+            self.server.send_sync("executing", done, client_id)
+
+    def _without_secrets(self) -> dict[str, Any]:
+        host_task_done = super().task_done
+        if "process_item" not in inspect.signature(host_task_done).parameters:
+            return {}
+        return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}
+
+
+def _error_event(prompt_id: str, error: BaseException) -> dict[str, Any]:
+    reason = str(error) or type(error).__name__
+    return {
+        "prompt_id": prompt_id,
+        "node_id": None,
+        "node_type": None,
+        "executed": [],
+        "exception_message": f"The slot's worker ended while it ran this job: {reason}",
+        "exception_type": type(error).__name__,
+        "traceback": traceback.format_tb(error.__traceback__),
+        "current_inputs": {},
+        "current_outputs": [],
+        "timestamp": int(time.time() * 1000),
+    }
+
+
+def _count(slot: Slot, status: dict[str, Any] | None) -> None:
+    if slot.run is not None:
+        slot.stats.busy_seconds += time.monotonic() - slot.run.started_at
+    messages = dict((status or {}).get("messages") or [])
+    error = messages.get("execution_error")
+    if "execution_interrupted" in messages:
+        slot.stats.interrupted += 1
+    elif error is not None or (status or {}).get("status_str") == "error":
+        slot.stats.failed += 1
+        slot.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
+    else:
+        slot.stats.succeeded += 1

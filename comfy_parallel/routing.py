@@ -1,0 +1,83 @@
+"""Where a request or a job is meant to go: the target a client names, and the scope of a request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_parallel.errors import BadRequest
+
+HEADER = "X-TARGET-GPU"
+BODY_FIELD = "target_gpu"
+AUTO = "auto"
+
+
+@dataclass(slots=True)
+class Scope:
+    """What one HTTP request is about. `slot` None: all slots. `prompt_id`: exactly that job.
+
+    `target` is where a submitted job goes: a slot's number, `AUTO`, or None when the client named none.
+    `placed` is filled in with the slot's number a job was bound to at once.
+    """
+
+    slot: int | None = None
+    prompt_id: str | None = None
+    target: int | str | None = None
+    placed: int | None = None
+    viewed_slot: int | None = None
+
+    def covers(self, index: int) -> bool:
+        return self.slot is None or self.slot == index
+
+
+_EVERYTHING = Scope()
+_SCOPE: ContextVar[Scope] = ContextVar("comfy_parallel_scope", default=_EVERYTHING)
+
+current_scope = _SCOPE.get
+
+
+@contextmanager
+def scoped(scope: Scope) -> Iterator[None]:
+    """Run the body as part of a request with this scope."""
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def note_placed(target: int | None) -> None:
+    """Tell the request in progress, if there is one, where its job went."""
+    scope = _SCOPE.get()
+    if scope is not _EVERYTHING:
+        scope.placed = target
+
+
+def parse_target(value: Any, num_slots: int, where: str) -> int | str:
+    """A slot's number or `AUTO` out of a header or a body field.
+
+    Raises:
+        BadRequest: for anything else; numbers are never clamped.
+    """
+    text = value.strip() if isinstance(value, str) else value
+    if text == AUTO:
+        return AUTO
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,4}", text, re.ASCII):
+        text = int(text)
+    if type(text) is not int or not 0 <= text < num_slots:
+        choices = "0" if num_slots == 1 else f"a whole number from 0 to {num_slots - 1}"
+        raise BadRequest(
+            "invalid_target_gpu",
+            f"{where} is {_shown(value)}, which names no slot",
+            f"set {where} to {choices}, or to {AUTO}, or leave it out",
+        )
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
