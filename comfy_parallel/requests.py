@@ -1,0 +1,98 @@
+"""Checks of what clients send, before the host acts on it. Every refusal says what to send instead."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from comfy_parallel.errors import BadRequest
+
+
+def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> dict[str, Any]:
+    """The JSON object in a request body.
+
+    Raises:
+        BadRequest: when it is none.
+    """
+    if not body.strip() and may_be_empty:
+        return {}
+    try:
+        data = json.loads(body.decode(charset))
+    except (ValueError, LookupError, RecursionError) as error:
+        raise _bad("the request body is no JSON", f"send a JSON object, UTF-8 encoded: {error}") from error
+    if not isinstance(data, dict):
+        raise _bad(f"the request body is {_kind(data)}", "send a JSON object")
+    return data
+
+
+def check_prompt(data: dict[str, Any]) -> None:
+    """`POST /prompt`. What only the host can judge (nodes, links, values) is left to it."""
+    _check_number(data)
+    _check_kind(data, "extra_data", dict)
+    _check_kind(data, "partial_execution_targets", list, nullable=True)
+    _check_id(data, "client_id")
+    _check_id(data, "prompt_id")
+    _check_id(data.get("extra_data", {}), "client_id", "extra_data.client_id")
+    _check_kind(data, "prompt", dict)
+    for node_id, node in data.get("prompt", {}).items():
+        where = f"prompt[{node_id!r}]"
+        if not isinstance(node, dict):
+            raise _bad(f"{where} is {_kind(node)}", 'write each node as {"class_type": …, "inputs": {…}}')
+        if "class_type" in node and not isinstance(node["class_type"], str):
+            raise _bad(f"{where}.class_type is {_kind(node['class_type'])}", "name the node's class as a string")
+        if not isinstance(node.get("inputs", {}), dict):
+            raise _bad(
+                f"{where}.inputs is {_kind(node['inputs'])}", "write inputs as an object, {} when there are none"
+            )
+
+
+def check_queue_change(data: dict[str, Any]) -> None:
+    """`POST /queue` and `POST /history`."""
+    _check_kind(data, "delete", list)
+
+
+def check_interrupt(data: dict[str, Any]) -> None:
+    """`POST /interrupt`."""
+    if data.get("prompt_id") is not None and not isinstance(data["prompt_id"], str):
+        raise _bad(f"prompt_id is {_kind(data['prompt_id'])}", "send the prompt_id as a string, or leave it out")
+
+
+def check_page(query: dict[str, str]) -> None:
+    """`GET /history`."""
+    for name in ("max_items", "offset"):
+        if name in query and not query[name].lstrip("-").isascii() or not query.get(name, "0").lstrip("-").isdigit():
+            raise _bad(f"{name}={query[name]!r}", f"set {name} to a whole number, or leave it out")
+
+
+def _check_number(data: dict[str, Any]) -> None:
+    if "number" not in data:
+        return
+    number = data["number"]
+    try:
+        value = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise _bad(f"number is {number!r:.60}", "send a finite number (smaller runs first), or leave it out")
+
+
+def _check_kind(data: dict[str, Any], name: str, kind: type, *, nullable: bool = False) -> None:
+    if name not in data or isinstance(data[name], kind) or (nullable and data[name] is None):
+        return
+    wanted = {dict: "an object", list: "a list"}[kind]
+    raise _bad(f"{name} is {_kind(data[name])}", f"send {name} as {wanted}, or leave it out")
+
+
+def _check_id(data: dict[str, Any], name: str, where: str = "") -> None:
+    if isinstance(data.get(name), list | dict):
+        raise _bad(f"{where or name} is {_kind(data[name])}", f"send {where or name} as a string, or leave it out")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _bad(message: str, details: str) -> BadRequest:
+    return BadRequest("invalid_request", message, details)

@@ -1,0 +1,177 @@
+"""The HTTP side: which slot a request means, checks of what it carries, and the routes we add."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from comfy_parallel import requests, status
+from comfy_parallel.errors import BadRequest
+from comfy_parallel.routing import BODY_FIELD, HEADER, Scope, parse_target, scoped
+from comfy_parallel.slot import slots
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to do around one of the host's routes: check its body, make its scope, complete its reply."""
+
+    check: Callable[[dict[str, Any]], None] | None = None
+    may_be_empty: bool = False
+    scope: Callable[[Scope, dict[str, Any]], None] | None = None
+    complete: Callable[[dict[str, Any], Scope, Any], None] | None = None
+
+
+def setup(server: Any, front: Any, models_of: status.ModelsOf) -> None:
+    """Add the middlewares and the routes to the host's server, before it builds its routing table."""
+    server.app.middlewares.append(_scope_middleware(server, front))
+    server.app.middlewares.insert(0, _cors_middleware)
+    _add_routes(server.routes, front, models_of)
+
+
+def _add_routes(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:
+    @routes.get("/queue/all")
+    async def queue_all(request: web.Request) -> web.Response:
+        return web.Response(text=status.queue_all_json(front, models_of), content_type="application/json")
+
+    @routes.get("/debug/queues")
+    async def debug_queues(request: web.Request) -> web.Response:
+        return web.json_response(status.debug_queues(front))
+
+    @routes.get("/metrics")
+    async def prometheus(request: web.Request) -> web.Response:
+        try:
+            from comfy_parallel import metrics
+        except ModuleNotFoundError as error:
+            return web.Response(status=501, text=f"{error}; run: pip install prometheus-client\n")
+        return web.Response(body=metrics.exposition(front), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    @web.middleware
+    async def scope_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        path = request.path.removeprefix("/api")
+        if path == "/ws":
+            with scoped(Scope(viewed_slot=_slot_of_client(request.rel_url.query.get("clientId")))):
+                return await handler(request)
+        rule = _rule(request.method, path)
+        if rule is None:
+            return await handler(request)
+        try:
+            scope = await _scope_of(request, rule)
+            with scoped(scope):
+                response = await handler(request)
+        except BadRequest as error:
+            return _refusal(error)
+        if rule.complete is not None:
+            _complete(response, rule, scope, front)
+        return response
+
+    return scope_middleware
+
+
+@web.middleware
+async def _cors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """With --enable-cors-header the host allows only its own headers: allow ours as well."""
+    response = await handler(request)
+    allowed = response.headers.get("Access-Control-Allow-Headers")
+    if allowed is not None:
+        response.headers["Access-Control-Allow-Headers"] = f"{allowed}, {HEADER}"
+    return response
+
+
+async def _scope_of(request: web.Request, rule: Rule) -> Scope:
+    scope = Scope(target=_header_target(request))
+    data: dict[str, Any] = {}
+    if rule.check is not None:
+        charset = request.charset or "utf-8"
+        data = requests.parse_object(await request.read(), charset=charset, may_be_empty=rule.may_be_empty)
+        rule.check(data)
+    elif request.method == "GET":
+        requests.check_page(dict(request.query))
+    if rule.scope is not None:
+        rule.scope(scope, data)
+    return scope
+
+
+def _header_target(request: web.Request) -> int | str | None:
+    values = set(request.headers.getall(HEADER, []))
+    if len(values) > 1:
+        raise BadRequest("invalid_target_gpu", f"{HEADER} is given {len(values)} times", f"send {HEADER} once")
+    return parse_target(values.pop(), len(slots()), HEADER) if values else None
+
+
+def _scope_to_slot(scope: Scope, data: dict[str, Any]) -> None:
+    scope.slot = scope.target if isinstance(scope.target, int) else None
+
+
+def _scope_of_prompt(scope: Scope, data: dict[str, Any]) -> None:
+    target = data.get("extra_data", {}).get(BODY_FIELD)
+    if target is not None:
+        parsed = parse_target(target, len(slots()), f"extra_data.{BODY_FIELD}")
+        scope.target = parsed if scope.target is None else scope.target
+
+
+def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
+    scope.prompt_id = data.get("prompt_id") or None
+    if scope.prompt_id is None:
+        _scope_to_slot(scope, data)
+
+
+def _slot_of_client(client_id: str | None) -> int | None:
+    runs = [slot.index for slot in slots() if slot.run is not None and client_id and slot.run.client_id == client_id]
+    return runs[0] if runs else None
+
+
+def _add_placed(reply: dict[str, Any], scope: Scope, front: Any) -> None:
+    if "prompt_id" in reply:
+        reply["gpu_id"] = scope.placed
+
+
+def _add_gpu_ids(reply: dict[str, Any], scope: Scope, front: Any) -> None:
+    """The newer hosts' job list: say of each job which slot runs or ran it."""
+    for job in reply.get("jobs", [reply]):
+        if isinstance(job, dict) and "id" in job:
+            job["gpu_id"] = front.gpu_id_of(job["id"])
+
+
+def _complete(response: web.StreamResponse, rule: Rule, scope: Scope, front: Any) -> None:
+    if response.status != 200 or not isinstance(response, web.Response) or response.body is None:
+        return
+    reply = json.loads(bytes(response.body))
+    assert rule.complete is not None
+    rule.complete(reply, scope, front)
+    response.body = json.dumps(reply).encode()
+
+
+def _refusal(error: BadRequest) -> web.Response:
+    logger.warning("request refused: %s; %s", error.message, error.details)
+    details = {"type": error.type, "message": error.message, "details": error.details, "extra_info": {}}
+    return web.json_response({"error": details, "node_errors": {}}, status=400)
+
+
+def _rule(method: str, path: str) -> Rule | None:
+    rule = _RULES.get((method, path))
+    if rule is None and method == "GET" and path.startswith("/jobs/") and path.count("/") == 2:
+        return _RULES["GET", "/jobs"]
+    return rule
+
+
+_RULES = {
+    ("POST", "/prompt"): Rule(check=requests.check_prompt, scope=_scope_of_prompt, complete=_add_placed),
+    ("GET", "/queue"): Rule(scope=_scope_to_slot),
+    ("POST", "/queue"): Rule(check=requests.check_queue_change, scope=_scope_to_slot),
+    ("POST", "/interrupt"): Rule(check=requests.check_interrupt, may_be_empty=True, scope=_scope_of_interrupt),
+    ("POST", "/free"): Rule(check=lambda data: None, scope=_scope_to_slot),
+    ("GET", "/history"): Rule(),
+    ("POST", "/history"): Rule(check=requests.check_queue_change),
+    ("GET", "/jobs"): Rule(complete=_add_gpu_ids),
+}
