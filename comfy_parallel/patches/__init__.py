@@ -1,0 +1,14 @@
+"""Everything we change in the host, in one tuple. Read the modules in this order."""
+
+from __future__ import annotations
+
+from comfy_parallel.patches import executing, execution, libraries, model_management, server
+from comfy_parallel.patching import Patch
+
+ALL: tuple[Patch, ...] = (
+    *execution.PATCHES,
+    *server.PATCHES,
+    *model_management.PATCHES,
+    *executing.PATCHES,
+    *libraries.PATCHES,
+)

@@ -1,0 +1,51 @@
+"""Patches on the host's `execution`: its queue becomes the front of all slots' queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_parallel.errors import HostMismatch
+from comfy_parallel.patching import Fit, ModuleSource, Patch
+from comfy_parallel.queues import build_queue_class
+from comfy_parallel.worker import start_workers
+
+_METHODS = {
+    "put": ("self", "item"),
+    "get": ("self", "timeout"),
+    "task_done": ("self", "item_id", "history_result"),
+    "get_current_queue": ("self",),
+    "get_current_queue_volatile": ("self",),
+    "get_tasks_remaining": ("self",),
+    "wipe_queue": ("self",),
+    "delete_queue_item": ("self", "function"),
+    "set_flag": ("self", "name", "data"),
+    "get_flags": ("self", "reset"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePatch(Patch):
+    """Also checks the methods that the queues override; hosts may have more."""
+
+    def check_source(self, source: ModuleSource) -> Fit:
+        for method, params in _METHODS.items():
+            found = source.find([*self.path, method])
+            if found is None and method != "get_current_queue_volatile":
+                raise HostMismatch(f"{self.target}.{method}: not found in this host")
+            if found is not None:
+                names = tuple(arg.arg for arg in found.args.args)  # type: ignore[attr-defined]
+                if names[: len(params)] != params:
+                    raise HostMismatch(f"{self.target}.{method}: expected parameters {params}, host has {names}")
+        return super().check_source(source)
+
+
+PATCHES: tuple[Patch, ...] = (
+    QueuePatch(
+        target="execution:PromptQueue",
+        wrap=lambda host_class: build_queue_class(host_class, start_workers),
+        expects=type,
+        why="One host queue must feed one queue per slot.",
+        until="the host accepts a queue factory",
+        hazards=(4, 5, 6, 7, 8, 9),
+    ),
+)

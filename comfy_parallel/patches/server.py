@@ -1,0 +1,84 @@
+"""Patches on the host's `server`: per-slot client attributes, and our middlewares and routes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from comfy_parallel import start, web
+from comfy_parallel.loaded_models import models_of
+from comfy_parallel.patching import Addition, Patch
+from comfy_parallel.routing import current_scope
+from comfy_parallel.slot import SlotLocal, current_slot, slots
+
+
+class SlotAttribute:
+    """An attribute that every slot has its own of. Outside slots it reads as what was written last, as in the host."""
+
+    def __init__(self) -> None:
+        self._value: SlotLocal[Any] = SlotLocal(lambda: None)
+        self._last: Any = None
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        if current_slot() is not None:
+            return self._value.get()
+        viewed = current_scope().viewed_slot
+        return self._last if viewed is None else self._value.of(slots()[viewed])
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        self._last = value
+        self._value.set(value)
+
+
+def _init(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(self: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, loop, *args, **kwargs)
+        start.start_slots(self.prompt_queue)
+        self.prompt_queues = self.prompt_queue.slot_queues
+        web.setup(self, self.prompt_queue, models_of)
+
+    return __init__
+
+
+def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def send_sync(self: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> None:
+        slot = current_slot()
+        if slot is not None and isinstance(data, dict) and "prompt_id" in data:
+            data = {**data, "gpu_id": slot.index}
+        original(self, event, data, sid, *args, **kwargs)
+
+    return send_sync
+
+
+PATCHES: tuple[Patch, ...] = (
+    *(
+        Addition(
+            target=f"server:PromptServer.{name}",
+            wrap=lambda nothing: SlotAttribute(),
+            why="Progress and results of a job must reach its own client.",
+            until="the host passes the client with the job",
+            hazards=hazards,
+        )
+        for name, hazards in (("client_id", (1, 3)), ("last_node_id", (2, 3)), ("last_prompt_id", (2,)))
+    ),
+    Patch(
+        target="server:PromptServer.__init__",
+        wrap=_init,
+        params=("self", "loop"),
+        why="Slots, routes and middlewares are added once the server exists.",
+        until="the host has a start-up hook",
+        hazards=(3, 10),
+    ),
+    Patch(
+        target="server:PromptServer.send_sync",
+        wrap=_send_sync,
+        params=("self", "event", "data", "sid"),
+        why="Clients must see which slot an event comes from.",
+        until="the host's events carry a device",
+    ),
+)

@@ -1,0 +1,101 @@
+"""Installing the scheduler into the host's process, and making the slots when its server exists."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from comfy_parallel import device, host
+from comfy_parallel.config import Config
+from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.patching import PatchSet
+from comfy_parallel.slot import Slot, set_slots
+from comfy_parallel.worker import check_devices
+
+logger = logging.getLogger(__name__)
+
+_config = Config()
+_patches: PatchSet | None = None
+
+
+def install(env: Mapping[str, str] = os.environ) -> bool:
+    """Make this ComfyUI process run one job per slot; call it before torch is imported.
+
+    Does nothing unless `COMFY_MULTI_GPU_SCHED=1`. Returns whether the scheduler is on. A configuration
+    that cannot be used ends the process; a host that cannot be patched starts as it is, with a warning
+    (with `COMFY_PARALLEL_STRICT=1` it does not start).
+    """
+    global _config, _patches
+    try:
+        _config = Config.from_env(env)
+    except ConfigError as error:
+        _exit(error)
+    if not _config.enabled or _patches is not None:
+        return _patches is not None
+    from comfy_parallel import patches
+
+    patch_set = PatchSet(patches.ALL, _give_up)
+    problems = patch_set.check(host.directory())
+    if problems:
+        _give_up(HostMismatch("; ".join(str(problem) for problem in problems)))
+        return False
+    _patches = patch_set
+    patch_set.install()
+    return True
+
+
+def uninstall() -> None:
+    """Take every patch back. Only sensible while no job runs."""
+    global _patches
+    if _patches is not None:
+        _patches.revert()
+        _patches = None
+        set_slots(())
+
+
+def start_slots(front: Any) -> None:
+    """Make one slot per device; called when the host's server has built its queue.
+
+    Ends the process with the reason when a device is missing or cannot be initialised.
+    """
+    try:
+        _check_complete()
+        devices = device.choose_devices(_config, host.device_type())
+        check_devices(devices)
+    except ComfyParallelError as error:
+        _exit(error)
+    set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
+    from comfy_parallel.slot import slots
+
+    for slot in slots():
+        front.add_slot(slot)
+    front.default_slot = _config.default_slot
+    logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
+    device.warn_if_unequal(devices)
+
+
+def _check_complete() -> None:
+    missing = _patches.missing() if _patches is not None else ["all"]
+    if missing:
+        raise HostMismatch(f"these modules were never imported, so their patches are missing: {', '.join(missing)}")
+
+
+def _give_up(mismatch: HostMismatch) -> None:
+    global _patches
+    _patches = None
+    if _config.strict:
+        _exit(mismatch)
+    logger.warning(
+        "comfy_parallel does not fit this ComfyUI %s and stays OFF; ComfyUI runs one job at a time. %s",
+        host.version(host.directory()),
+        mismatch,
+    )
+
+
+def _exit(error: ComfyParallelError) -> NoReturn:
+    logger.critical("comfy_parallel: %s", error)
+    sys.stderr.flush()
+    raise SystemExit(2)
