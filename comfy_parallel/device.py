@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -51,7 +52,8 @@ def _named_devices(names: tuple[str, ...], host_device: str) -> tuple[str, ...]:
         if kind not in ("cpu", "mps") and int(name.partition(":")[2]) >= count:
             raise DeviceError(
                 f"COMFY_PARALLEL_DEVICES={','.join(names)}: {name} does not exist, {count} visible device(s) "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); numbers count the visible ones"
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); "
+                "numbers count the visible ones"
             )
     return names
 
@@ -71,7 +73,7 @@ def _counted_devices(wanted: int | None, host_device: str) -> tuple[str, ...]:
 
 def device_count(kind: str) -> int:
     """How many devices of a type torch sees."""
-    return _module(kind).device_count()
+    return int(_module(kind).device_count())
 
 
 def check(device: str) -> None:
@@ -158,6 +160,22 @@ def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
         return None
 
     return empty_cache
+
+
+def reset_own_watermarks(original: Callable[[], None]) -> Callable[[], None]:
+    """Wrap comfy_aimdo's `vbars_reset_watermark_limits`, which walks all devices: in a slot, only its own."""
+    module = sys.modules[original.__module__]
+
+    @functools.wraps(original)
+    def vbars_reset_watermark_limits() -> None:
+        slot = current_slot()
+        if slot is None or ":" not in slot.device:
+            return original()
+        index = int(slot.device.partition(":")[2])
+        module.lib.vbars_reset_watermark_limits(module.control.get_devctx(index))
+        return None
+
+    return vbars_reset_watermark_limits
 
 
 def _others_running(slot: Any) -> bool:

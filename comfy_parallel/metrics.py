@@ -56,10 +56,10 @@ class _SlotCollector(Collector):
         return family
 
     def _per_slot(self, kind: Any, name: str, help: str, value: Any) -> Metric:
-        family = kind(f"comfy_parallel_{name}", help, labels=_LABELS)
+        family: Any = kind(f"comfy_parallel_{name}", help, labels=_LABELS)
         for slot in slots():
             family.add_metric([str(slot.index), slot.device], value(slot))
-        return family
+        return family  # type: ignore[no-any-return]
 
     def _pending(self) -> Metric:
         family = GaugeMetricFamily(

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from comfy_parallel import routing
+from comfy_parallel import router, routing
 from comfy_parallel.errors import HostMismatch
 from comfy_parallel.interrupts import interrupt_job
 from comfy_parallel.slot import Run, Slot, current_slot
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
 
 
-class QueueItem(tuple):
+class QueueItem(tuple[Any, ...]):
     """A host queue item that knows when it came and where it may run. Order: the host's number, then arrival."""
 
     arrival: int = -1
@@ -251,6 +251,7 @@ class SlotQueue:
         self.front = front
         self.slot = slot
         self._running: dict[int, QueueItem] = {}
+        self._is_waiting = False
         super().__init__(front.server)
         self.mutex, self.not_empty = front.mutex, front.not_empty
 
@@ -289,7 +290,9 @@ class SlotQueue:
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     return None
+                self._is_waiting = True
                 self.not_empty.wait(remaining)
+                self._is_waiting = False
 
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         self.front.task_done(item_id, history_result, *args, **kwargs)  # Nodes wrap the front's method.
@@ -322,18 +325,28 @@ class SlotQueue:
 
     def _take(self) -> QueueItem | None:
         heads = [queue for queue in (self.queue, self.front.queue) if queue]
+        if heads and min(heads, key=lambda queue: queue[0]) is self.front.queue and not self._is_chosen():
+            heads.remove(self.front.queue)
         if not heads:
             return None
         item = heapq.heappop(min(heads, key=lambda queue: queue[0]))
         return item if isinstance(item, QueueItem) else QueueItem(item)  # A node may have pushed a plain tuple.
 
+    def _is_chosen(self) -> bool:
+        """Whether this slot, rather than another idle one, is to take the front's first job."""
+        idle = [queue.slot for queue in self.front.slot_queues if queue is self or queue._is_waiting]
+        return router.choose_slot(_client_of(self.front.queue[0]), idle) is self.slot
+
     def _begin(self, item: QueueItem) -> int | None:
         item_id = self.front.task_counter
         self.front.task_counter += 1
-        extra_data = item[3] if isinstance(item[3], dict) else {}
-        extra_data["gpu_id"] = self.slot.index
+        if isinstance(item[3], dict):
+            item[3]["gpu_id"] = self.slot.index
         item.__dict__.pop("_json", None)
-        self.slot.run = Run(item[1], extra_data.get("client_id"))
+        self.slot.run = Run(item[1], _client_of(item))
+        self.slot.last_client_id = self.slot.run.client_id
+        if self.front.queue:
+            self.not_empty.notify_all()  # An idle slot may have left the front's next job to this one.
         if item.queued_at:
             self.slot.stats.wait_seconds += time.monotonic() - item.queued_at
         try:
@@ -348,7 +361,7 @@ class SlotQueue:
     def _fail(self, item_id: int, item: QueueItem, error: BaseException) -> None:
         logger.error("%s: job %s ended as an error: %r", self.slot.name, item[1], error)
         event = _error_event(item[1], error)
-        client_id = item[3].get("client_id") if isinstance(item[3], dict) else None
+        client_id = _client_of(item)
         if client_id is not None:
             self.server.send_sync("execution_error", {**event, "gpu_id": self.slot.index}, client_id)
         status = self.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
@@ -362,6 +375,10 @@ class SlotQueue:
         if "process_item" not in inspect.signature(host_task_done).parameters:
             return {}
         return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}
+
+
+def _client_of(item: Any) -> Any:
+    return item[3].get("client_id") if isinstance(item[3], dict) else None
 
 
 def _error_event(prompt_id: str, error: BaseException) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _check_number(data: dict[str, Any]) -> None:
 def _check_kind(data: dict[str, Any], name: str, kind: type, *, nullable: bool = False) -> None:
     if name not in data or isinstance(data[name], kind) or (nullable and data[name] is None):
         return
-    wanted = {dict: "an object", list: "a list"}[kind]
+    wanted = "an object" if kind is dict else "a list"
     raise _bad(f"{name} is {_kind(data[name])}", f"send {name} as {wanted}, or leave it out")
 
 

@@ -12,6 +12,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+_NOBODY = object()
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """One execution of one job on a slot; it carries the interrupt flag, so a flag cannot outlive its job."""
@@ -44,6 +47,7 @@ class Slot:
         self.device = device
         self.run: Run | None = None
         self.is_ready = False
+        self.last_client_id: Any = _NOBODY
         self.stats = SlotStats()
         self.values: dict[SlotLocal[Any], Any] = {}
 
@@ -111,7 +115,7 @@ class SlotLocal(Generic[T]):
         return self._of(_OUTSIDE if slot is None else slot.values)
 
     def _of(self, store: dict[SlotLocal[Any], Any]) -> T:
-        try:
-            return store[self]
-        except KeyError:
-            return store.setdefault(self, self._make())
+        if self not in store:
+            store.setdefault(self, self._make())
+        value: T = store[self]
+        return value

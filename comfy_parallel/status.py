@@ -61,7 +61,7 @@ def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], m
     )
 
 
-def slot_metrics(slot: Slot) -> dict[str, float]:
+def slot_metrics(slot: Slot) -> dict[str, float | None]:
     """Counters of a slot; averages in seconds, None before the first job."""
     stats = slot.stats
     done = stats.succeeded + stats.failed + stats.interrupted

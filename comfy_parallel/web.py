@@ -144,9 +144,9 @@ def _add_gpu_ids(reply: dict[str, Any], scope: Scope, front: Any) -> None:
 
 
 def _complete(response: web.StreamResponse, rule: Rule, scope: Scope, front: Any) -> None:
-    if response.status != 200 or not isinstance(response, web.Response) or response.body is None:
+    if response.status != 200 or not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return
-    reply = json.loads(bytes(response.body))
+    reply = json.loads(response.body)
     assert rule.complete is not None
     rule.complete(reply, scope, front)
     response.body = json.dumps(reply).encode()

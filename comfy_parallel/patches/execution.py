@@ -33,7 +33,7 @@ class QueuePatch(Patch):
             if found is None and method != "get_current_queue_volatile":
                 raise HostMismatch(f"{self.target}.{method}: not found in this host")
             if found is not None:
-                names = tuple(arg.arg for arg in found.args.args)  # type: ignore[attr-defined]
+                names = tuple(arg.arg for arg in found.args.args)
                 if names[: len(params)] != params:
                     raise HostMismatch(f"{self.target}.{method}: expected parameters {params}, host has {names}")
         return super().check_source(source)

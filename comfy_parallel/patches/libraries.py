@@ -89,6 +89,14 @@ PATCHES: tuple[Patch, ...] = (
         hazards=(34,),
     ),
     Patch(
+        target="comfy_aimdo.model_vbar:vbars_reset_watermark_limits",
+        wrap=device.reset_own_watermarks,
+        optional=True,
+        why="The end of a node on one slot walks the other devices' memory, without a lock.",
+        until="comfy_aimdo resets one device",
+        hazards=(39,),
+    ),
+    Patch(
         target="threading:Thread.start",
         wrap=threads.start_in_slot,
         params=("self",),

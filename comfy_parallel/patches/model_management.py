@@ -1,4 +1,4 @@
-"""Patches on the host's `comfy.model_management` and `comfy.model_patcher`: interrupts, loaded models, streams, pins."""
+"""Patches on the host's `comfy.model_management` and its like: interrupts, loaded models, streams, pins."""
 
 from __future__ import annotations
 

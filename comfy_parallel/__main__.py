@@ -1,0 +1,7 @@
+"""`python -m comfy_parallel` is the command `comfy-parallel`."""
+
+import sys
+
+from comfy_parallel.cli import main
+
+sys.exit(main())
