@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from comfy_parallel.errors import ConfigError
 
 SWITCH = "COMFY_MULTI_GPU_SCHED"
-_DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d+")
+_DEVICE = re.compile(r"cpu|mps|(cuda|xpu):(0|[1-9][0-9]{0,2})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

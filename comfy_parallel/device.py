@@ -88,7 +88,8 @@ def check(device: str) -> None:
         torch.zeros(1, device=device).add_(1).cpu()
     except RuntimeError as error:
         raise DeviceError(
-            f"{device} cannot be initialised: {error}. Leave it out with COMFY_PARALLEL_DEVICES, or free or repair it"
+            f"{device} cannot be initialised: {str(error).splitlines()[0]}. "
+            "Leave it out with COMFY_PARALLEL_DEVICES, or free or repair it"
         ) from error
 
 

@@ -25,7 +25,7 @@ class LoadedModels(MutableSequence[Any]):
             return _partition.get()
         return [model for owner in (*slots(), None) for model in list(_partition.of(owner))]
 
-    def _owner(self, index: int) -> tuple[list[Any], int]:
+    def _owner(self, index: Any) -> tuple[list[Any], Any]:
         if current_slot() is not None:
             return _partition.get(), index
         position = range(len(self._seen()))[index]
@@ -50,11 +50,17 @@ class LoadedModels(MutableSequence[Any]):
         return self._seen()[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        models, position = (self._seen(), index) if isinstance(index, slice) else self._owner(index)
+        if isinstance(index, slice) and current_slot() is None:
+            raise TypeError("outside of a slot, a range of loaded models has no one list to be assigned to")
+        models, position = self._owner(index)
         models[position] = value
 
     def __delitem__(self, index: Any) -> None:
-        models, position = (self._seen(), index) if isinstance(index, slice) else self._owner(index)
+        if isinstance(index, slice) and current_slot() is None:
+            for one in sorted(range(len(self))[index], reverse=True):
+                del self[one]
+            return
+        models, position = self._owner(index)
         del models[position]
 
     def insert(self, index: int, value: Any) -> None:

@@ -177,6 +177,18 @@ def _replace_copies(patched: ModuleType, undos: list[Undo]) -> Iterator[Undo]:
                     yield replace(module, name, new_of[id(value)])
 
 
+def _restore_copies(reverted: list[Undo]) -> None:
+    """Modules imported after us may hold a replacement under a name of their own."""
+    named = [undo for undo in reverted if undo.is_name and isinstance(undo.owner, ModuleType) and callable(undo.new)]
+    undo_of = {id(undo.new): undo for undo in named if undo.original is not _ABSENT}
+    for module in list(sys.modules.values()) if undo_of else ():
+        if isinstance(module, ModuleType):
+            for name, value in list(vars(module).items()):
+                while (undo := undo_of.get(id(value))) is not None and value is not undo.original:
+                    value = undo.original
+                    setattr(module, name, value)
+
+
 class ModuleSource:
     """The definitions of one source file, found without importing it."""
 
@@ -252,9 +264,11 @@ class PatchSet:
         """Take every change back, last first."""
         self._hooks.stop()
         self._applied.clear()
+        reverted = []
         while self._undo:
             self._undo[-1].revert()
-            self._undo.pop()
+            reverted.append(self._undo.pop())
+        _restore_copies(reverted)
 
     def _apply_module(self, module: ModuleType) -> None:
         patches = [patch for patch in self.patches if patch.module == module.__name__]

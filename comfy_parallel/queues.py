@@ -10,55 +10,19 @@ import copy
 import heapq
 import inspect
 import itertools
-import json
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from comfy_parallel import router, routing
 from comfy_parallel.errors import HostMismatch
 from comfy_parallel.interrupts import interrupt_job
+from comfy_parallel.items import SENSITIVE, QueueItem, client_of, error_event
 from comfy_parallel.slot import Run, Slot, current_slot
 
 logger = logging.getLogger(__name__)
-
-SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
-
-
-class QueueItem(tuple[Any, ...]):
-    """A host queue item that knows when it came and where it may run. Order: the host's number, then arrival."""
-
-    arrival: int = -1
-    target: int | None = None
-    queued_at: float = 0.0
-
-    @property
-    def prompt_id(self) -> str:
-        return self[1]
-
-    @property
-    def extra_data(self) -> dict[str, Any]:
-        return self[3]
-
-    @property
-    def json(self) -> str:
-        """The item as `GET /queue` shows it, encoded once: an item does not change while it waits."""
-        try:
-            return self.__dict__["_json"]
-        except KeyError:
-            return self.__dict__.setdefault("_json", json.dumps(self[:SENSITIVE]))
-
-    def sort_key(self) -> tuple[Any, int]:
-        return self[0], self.arrival
-
-    def __lt__(self, other: Any) -> bool:
-        return self.sort_key() < (other[0], getattr(other, "arrival", -1))
-
-    def __gt__(self, other: Any) -> bool:
-        return self.sort_key() > (other[0], getattr(other, "arrival", -1))
 
 
 class Snapshot(NamedTuple):
@@ -149,8 +113,8 @@ class FrontQueue:
 
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         with self.mutex:
-            owner = next(queue for queue in self.slot_queues if item_id in queue._running)
-            owner.record_done(item_id, history_result, *args, **kwargs)
+            owners = {running: queue for queue in self.slot_queues for running in queue._running}
+            owners[item_id].record_done(item_id, history_result, *args, **kwargs)
 
     # Looking. Inside a slot only its own running job is shown, as on a server with one worker.
 
@@ -312,6 +276,9 @@ class SlotQueue:
             self.flags[name] = data
             self.not_empty.notify_all()
 
+    def wipe_history(self) -> None:
+        self.front.wipe_history()
+
     def interrupt_if_running(self, prompt_id: str) -> bool:
         return self.front.interrupt_if_running(prompt_id)
 
@@ -335,7 +302,10 @@ class SlotQueue:
     def _is_chosen(self) -> bool:
         """Whether this slot, rather than another idle one, is to take the front's first job."""
         idle = [queue.slot for queue in self.front.slot_queues if queue is self or queue._is_waiting]
-        return router.choose_slot(_client_of(self.front.queue[0]), idle) is self.slot
+        is_chosen = router.choose_slot(client_of(self.front.queue[0]), idle) is self.slot
+        if not is_chosen:
+            self.not_empty.notify_all()  # The chosen one may sleep: a node may have woken only one waiter.
+        return is_chosen
 
     def _begin(self, item: QueueItem) -> int | None:
         item_id = self.front.task_counter
@@ -343,16 +313,16 @@ class SlotQueue:
         if isinstance(item[3], dict):
             item[3]["gpu_id"] = self.slot.index
         item.__dict__.pop("_json", None)
-        self.slot.run = Run(item[1], _client_of(item))
+        self.slot.run = Run(item[1], client_of(item))
         self.slot.last_client_id = self.slot.run.client_id
         if self.front.queue:
             self.not_empty.notify_all()  # An idle slot may have left the front's next job to this one.
         if item.queued_at:
             self.slot.stats.wait_seconds += time.monotonic() - item.queued_at
+        self._running[item_id] = item  # Whatever goes wrong from here on, the worker can end this job.
         try:
             self._running[item_id] = copy.deepcopy(item)
         except RecursionError as error:
-            self._running[item_id] = item
             self._fail(item_id, item, error)
             return None
         self.server.queue_updated()
@@ -360,41 +330,27 @@ class SlotQueue:
 
     def _fail(self, item_id: int, item: QueueItem, error: BaseException) -> None:
         logger.error("%s: job %s ended as an error: %r", self.slot.name, item[1], error)
-        event = _error_event(item[1], error)
-        client_id = _client_of(item)
-        if client_id is not None:
-            self.server.send_sync("execution_error", {**event, "gpu_id": self.slot.index}, client_id)
+        event = error_event(item[1], error)
         status = self.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
-        self.task_done(item_id, {"outputs": {}, "meta": {}}, status=status, **self._without_secrets())
+        outcome = {"history_result": {"outputs": {}, "meta": {}}, "status": status, **self._without_secrets()}
+        try:
+            self._tell_client(item, "execution_error", event)
+            self.task_done(item_id, **outcome)
+        finally:  # What nodes have put around these calls may fail; the job ends all the same.
+            if item_id in self._running:
+                self.record_done(item_id, **outcome)
+        self._tell_client(item, "executing", {"node": None, "prompt_id": item[1]})
+
+    def _tell_client(self, item: QueueItem, event: str, data: dict[str, Any]) -> None:
+        client_id = client_of(item)
         if client_id is not None:
-            done = {"node": None, "prompt_id": item[1], "gpu_id": self.slot.index}
-            self.server.send_sync("executing", done, client_id)
+            self.server.send_sync(event, {**data, "gpu_id": self.slot.index}, client_id)
 
     def _without_secrets(self) -> dict[str, Any]:
         host_task_done = super().task_done
         if "process_item" not in inspect.signature(host_task_done).parameters:
             return {}
         return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}
-
-
-def _client_of(item: Any) -> Any:
-    return item[3].get("client_id") if isinstance(item[3], dict) else None
-
-
-def _error_event(prompt_id: str, error: BaseException) -> dict[str, Any]:
-    reason = str(error) or type(error).__name__
-    return {
-        "prompt_id": prompt_id,
-        "node_id": None,
-        "node_type": None,
-        "executed": [],
-        "exception_message": f"The slot's worker ended while it ran this job: {reason}",
-        "exception_type": type(error).__name__,
-        "traceback": traceback.format_tb(error.__traceback__),
-        "current_inputs": {},
-        "current_outputs": [],
-        "timestamp": int(time.time() * 1000),
-    }
 
 
 def _count(slot: Slot, status: dict[str, Any] | None) -> None:

@@ -58,6 +58,10 @@ def _slot_device() -> Any:
 def factory(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `torch.randn` and its like, which make a tensor on `device`."""
     import torch
+    import torch.utils._device as device_contexts
+
+    # `with torch.device(…)` knows the factories by identity; it must list them before they are replaced.
+    getattr(device_contexts, "_device_constructors", list)()
 
     def device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("out") is not None:

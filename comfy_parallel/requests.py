@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from comfy_parallel.errors import BadRequest
@@ -50,6 +51,9 @@ def check_prompt(data: dict[str, Any]) -> None:
 def check_queue_change(data: dict[str, Any]) -> None:
     """`POST /queue` and `POST /history`."""
     _check_kind(data, "delete", list)
+    for prompt_id in data.get("delete", []):
+        if isinstance(prompt_id, list | dict):
+            raise _bad(f"delete holds {_kind(prompt_id)}", "send delete as a list of prompt_ids, which are strings")
 
 
 def check_interrupt(data: dict[str, Any]) -> None:
@@ -61,8 +65,8 @@ def check_interrupt(data: dict[str, Any]) -> None:
 def check_page(query: dict[str, str]) -> None:
     """`GET /history`."""
     for name in ("max_items", "offset"):
-        if name in query and not query[name].lstrip("-").isascii() or not query.get(name, "0").lstrip("-").isdigit():
-            raise _bad(f"{name}={query[name]!r}", f"set {name} to a whole number, or leave it out")
+        if not re.fullmatch(r"-?[0-9]{1,18}", query.get(name, "0")):
+            raise _bad(f"{name}={query[name]!r:.60}", f"set {name} to a whole number, or leave it out")
 
 
 def _check_number(data: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_parallel import device
-from comfy_parallel.queues import SENSITIVE, QueueItem, Snapshot
+from comfy_parallel.items import SENSITIVE, QueueItem
+from comfy_parallel.queues import Snapshot
 from comfy_parallel.slot import Slot
 
 ModelsOf = Callable[[Slot], list[dict[str, Any]]]

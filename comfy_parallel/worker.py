@@ -48,7 +48,7 @@ class Worker:
         except BaseException as raised:  # Whatever a node raises ends this job, never the slot.
             error = raised
         self.slot.is_ready = False
-        failed = self.queue.fail_running(error)
+        failed = self._end_jobs(error)
         error.__traceback__ = None  # Its frames hold the dead executor, and with it device memory.
         del error
         if time.monotonic() - started > _HEALTHY_AFTER_S or failed:
@@ -56,6 +56,14 @@ class Worker:
         logger.error("%s: worker died; starting it again in %.1f s", self.slot.name, self._pause_s)
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _end_jobs(self, error: BaseException) -> bool:
+        """End the slot's job as an error; whether it had one."""
+        try:
+            return bool(self.queue.fail_running(error))
+        except BaseException as raised:  # So may what nodes have put around the queue's and the server's methods.
+            logger.error("%s: %r while a job was ended as an error", self.slot.name, raised)
+            return True
 
 
 def start_workers(front: Any, prompt_worker: Callable[[Any, Any], None]) -> None:

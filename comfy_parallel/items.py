@@ -1,0 +1,55 @@
+"""The host's queue items: what they hold, their order, and how a failed one is told."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from typing import Any
+
+SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
+
+
+class QueueItem(tuple[Any, ...]):
+    """A host queue item that knows when it came and where it may run. Order: the host's number, then arrival."""
+
+    arrival: int = -1
+    target: int | None = None
+    queued_at: float = 0.0
+
+    @property
+    def json(self) -> str:
+        """The item as `GET /queue` shows it, encoded once: an item does not change while it waits."""
+        text: str | None = self.__dict__.get("_json")
+        if text is None:
+            text = self.__dict__["_json"] = json.dumps(self[:SENSITIVE])
+        return text
+
+    def sort_key(self) -> tuple[Any, int]:
+        return self[0], self.arrival
+
+    def __lt__(self, other: Any) -> bool:
+        return self.sort_key() < (other[0], getattr(other, "arrival", -1))
+
+    def __gt__(self, other: Any) -> bool:
+        return self.sort_key() > (other[0], getattr(other, "arrival", -1))
+
+
+def client_of(item: Any) -> Any:
+    return item[3].get("client_id") if isinstance(item[3], dict) else None
+
+
+def error_event(prompt_id: str, error: BaseException) -> dict[str, Any]:
+    reason = str(error) or type(error).__name__
+    return {
+        "prompt_id": prompt_id,
+        "node_id": None,
+        "node_type": None,
+        "executed": [],
+        "exception_message": f"The slot's worker ended while it ran this job: {reason}",
+        "exception_type": type(error).__name__,
+        "traceback": traceback.format_tb(error.__traceback__),
+        "current_inputs": {},
+        "current_outputs": [],
+        "timestamp": int(time.time() * 1000),
+    }

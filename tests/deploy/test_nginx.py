@@ -1,0 +1,331 @@
+"""nginx/comfy_parallel.conf in a real nginx, before a real ComfyUI with four slots."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websocket
+
+from tests.deploy.conftest import Need
+from tests.host.server import HostServer, free_port
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(180)]
+
+CONFIG = Path(__file__).resolve().parents[2] / "nginx" / "comfy_parallel.conf"
+ALL_SLOTS, SLOT_PORTS, COMFYUI = 8180, (8181, 8182, 8183, 8184), 8188
+MAIN_CONFIG = """
+{user}
+daemon off;
+pid {home}/pid;
+error_log {home}/error.log info;
+events {{}}
+http {{
+    access_log {home}/access.log;
+    client_body_temp_path {home}/body;
+    proxy_temp_path {home}/proxy;
+    fastcgi_temp_path {home}/fastcgi;
+    uwsgi_temp_path {home}/uwsgi;
+    scgi_temp_path {home}/scgi;
+    include {home}/comfy_parallel.conf;
+}}
+"""
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Nginx:
+    """The shipped configuration, on other ports."""
+
+    ports: dict[int, int]
+
+    def call(self, port: int, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=60)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, data, sent)
+            reply = connection.getresponse()
+            return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+
+@dataclass
+class Echo:
+    """Stands in for ComfyUI where only what nginx sends to it matters."""
+
+    server: ThreadingHTTPServer
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_address[1])
+
+
+MakeNginx = Callable[[int], Nginx]
+
+
+@contextmanager
+def running_nginx(program: str, home: Path, backend_port: int) -> Iterator[Nginx]:
+    ports = {shipped: free_port() for shipped in (ALL_SLOTS, *SLOT_PORTS)} | {COMFYUI: backend_port}
+    write_config(home, ports)
+    command = [program, "-p", str(home), "-e", str(home / "error.log"), "-c", str(home / "nginx.conf")]
+    process = subprocess.Popen(command)
+    try:
+        await_port(process, ports[SLOT_PORTS[-1]], home)
+        yield Nginx(ports)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def write_config(home: Path, ports: dict[int, int]) -> None:
+    shipped = "|".join(map(str, ports))
+    text = re.sub(rf"\b({shipped})\b", lambda found: str(ports[int(found[1])]), CONFIG.read_text())
+    (home / "comfy_parallel.conf").write_text(text)
+    # nginx run by root hands its work to another user, who may not enter this folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    (home / "nginx.conf").write_text(MAIN_CONFIG.format(user=user, home=home))
+
+
+def await_port(process: subprocess.Popen[bytes], port: int, home: Path) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            return
+        except ConnectionRefusedError:
+            assert process.poll() is None, (home / "error.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def make_nginx(need: Need, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeNginx]:
+    """`make_nginx(port)` starts an nginx before what listens there."""
+    with ExitStack() as started:
+
+        def make(backend_port: int) -> Nginx:
+            home = tmp_path_factory.mktemp("nginx")
+            return started.enter_context(running_nginx(need("nginx"), home, backend_port))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def nginx(make_nginx: MakeNginx, host: HostServer) -> Nginx:
+    return make_nginx(host.port)
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            heard.requests.append({"path": self.path, "peer": self.client_address[1], "headers": headers})
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    heard = Echo(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+    heard.server.daemon_threads = True
+    thread = threading.Thread(target=heard.server.serve_forever, args=[0.02])
+    thread.start()
+    yield heard
+    heard.server.shutdown()
+    thread.join()
+    heard.server.server_close()
+
+
+@pytest.fixture
+def before_echo(make_nginx: MakeNginx, echo: Echo) -> Nginx:
+    return make_nginx(echo.port)
+
+
+def job(**fields: Any) -> dict[str, Any]:
+    """A job of another colour each time: one seen before would not run."""
+    image = {"width": 16, "height": 16, "batch_size": 1, "color": uuid.uuid4().int % (1 << 24)}
+    prompt = {
+        "1": {"class_type": "EmptyImage", "inputs": image},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    return {"prompt": prompt, **fields}
+
+
+def submit(nginx: Nginx, port: int, path: str = "/prompt", body: Any = None, **headers: str) -> dict[str, Any]:
+    reply = nginx.call(port, "POST", path, body or job(), **headers)
+    assert reply.status == 200, reply.body
+    accepted: dict[str, Any] = reply.json
+    return accepted
+
+
+def slot_that_ran(host: HostServer, accepted: dict[str, Any]) -> int:
+    job_id = accepted["prompt_id"]
+    entry = host.wait([job_id])[job_id]
+    assert entry["status"]["status_str"] == "success"
+    slot: int = entry["gpu_id"]
+    return slot
+
+
+def test_nginx_accepts_the_shipped_file(need: Need, tmp_path: Path) -> None:
+    write_config(tmp_path, {COMFYUI: COMFYUI})
+    assert (tmp_path / "comfy_parallel.conf").read_text() == CONFIG.read_text()
+    command = [need("nginx"), "-t", "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", "nginx.conf"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "[warn]" not in done.stderr
+
+
+@pytest.mark.parametrize(("slot", "port"), list(enumerate(SLOT_PORTS)))
+def test_a_slots_port_leads_to_its_slot_whatever_the_client_asks_for(
+    nginx: Nginx, host: HostServer, slot: int, port: int
+) -> None:
+    other = (slot + 1) % 4
+    body = job(extra_data={"target_gpu": other})
+    for accepted in (submit(nginx, port), submit(nginx, port, "/api/prompt", body, X_TARGET_GPU=str(other))):
+        assert accepted["gpu_id"] == slot
+        assert slot_that_ran(host, accepted) == slot
+
+
+def test_the_common_port_leaves_the_choice_to_the_server_or_to_the_client(nginx: Nginx, host: HostServer) -> None:
+    accepted = submit(nginx, ALL_SLOTS)
+    assert accepted["gpu_id"] is None
+    assert slot_that_ran(host, accepted) in range(4)
+    by_header = submit(nginx, ALL_SLOTS, X_TARGET_GPU="3")
+    by_body = submit(nginx, ALL_SLOTS, body=job(extra_data={"target_gpu": 2}))
+    assert (slot_that_ran(host, by_header), slot_that_ran(host, by_body)) == (3, 2)
+
+
+def test_the_path_form_names_the_slot(nginx: Nginx, host: HostServer) -> None:
+    for path, slot in [("/gpu1/prompt", 1), ("/gpu2/api/prompt", 2)]:
+        assert slot_that_ran(host, submit(nginx, ALL_SLOTS, path, X_TARGET_GPU="0")) == slot
+    assert nginx.call(ALL_SLOTS, "GET", "/gpu3/history?max_items=1").status == 200
+    moved = nginx.call(ALL_SLOTS, "GET", "/gpu3")
+    assert (moved.status, moved.headers["location"]) == (301, "/gpu3/")
+
+
+def test_names_with_an_escaped_slash_survive_the_path_form(nginx: Nginx) -> None:
+    path = "/gpu1/api/userdata/workflows%2Fa%20b.json"
+    assert nginx.call(ALL_SLOTS, "POST", path, {"saved": True}).status == 200
+    assert nginx.call(ALL_SLOTS, "GET", path).json == {"saved": True}
+
+
+@pytest.mark.parametrize("path", ["/gpu4/prompt", "/gpu99/api/prompt"])
+def test_a_slot_that_does_not_exist_is_refused_by_the_server(nginx: Nginx, path: str) -> None:
+    reply = nginx.call(ALL_SLOTS, "POST", path, job())
+    assert (reply.status, reply.json["error"]["type"]) == (400, "invalid_target_gpu")
+
+
+def test_a_slots_port_does_not_know_the_path_form(nginx: Nginx) -> None:
+    assert nginx.call(8182, "POST", "/gpu3/prompt", job()).status in (404, 405)
+
+
+def test_queue_is_the_slots_own_through_its_port(nginx: Nginx, host: HostServer) -> None:
+    assert nginx.call(8181, "GET", "/queue").json == {"queue_running": [], "queue_pending": []}
+    assert len(nginx.call(ALL_SLOTS, "GET", "/queue/all").json["queues"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("port", "path", "slot"), [(8183, "/ws", 2), (ALL_SLOTS, "/gpu1/ws", 1), (ALL_SLOTS, "/gpu3/api/ws", 3)]
+)
+def test_a_websocket_through_nginx_hears_its_own_job(nginx: Nginx, port: int, path: str, slot: int) -> None:
+    client_id = uuid.uuid4().hex
+    socket_ = websocket.create_connection(f"ws://127.0.0.1:{nginx.ports[port]}{path}?clientId={client_id}", timeout=60)
+    try:
+        accepted = submit(nginx, port, path.replace("/ws", "/prompt"), job(client_id=client_id))
+        assert accepted["gpu_id"] == slot
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["type"] != "execution_success":
+            message = socket_.recv()
+            if isinstance(message, str):
+                events.append(json.loads(message))
+    finally:
+        socket_.close()
+    own = [event for event in events if event["data"].get("prompt_id") == accepted["prompt_id"]]
+    assert {"execution_start", "executing", "executed", "execution_success"} <= {event["type"] for event in own}
+
+
+def test_a_browsers_origin_is_compared_with_the_address_it_used(nginx: Nginx) -> None:
+    own, foreign = f"http://127.0.0.1:{nginx.ports[8181]}", "http://127.0.0.1:1"
+    assert nginx.call(8181, "POST", "/prompt", job(), Origin=own).status == 200
+    assert nginx.call(8181, "POST", "/prompt", job(), Origin=foreign).status == 403
+
+
+def test_bodies_larger_than_nginxs_own_default_pass(nginx: Nginx) -> None:
+    reply = nginx.call(8181, "POST", "/prompt", {"padding": "x" * 3_000_000})
+    assert (reply.status, reply.json["error"]["type"]) == (400, "no_prompt")
+
+
+@pytest.mark.parametrize(("port", "path"), [(8184, "/prompt"), (8182, "/api/prompt"), (ALL_SLOTS, "/gpu1/prompt")])
+def test_a_burst_of_jobs_is_limited_and_nothing_else_is(
+    make_nginx: MakeNginx, host: HostServer, port: int, path: str
+) -> None:
+    fresh = make_nginx(host.port)
+    replies: list[Reply] = []
+    while len(replies) < 400 and 429 not in [reply.status for reply in replies]:
+        replies.append(fresh.call(port, "POST", path, {}))
+    *accepted, limited = replies
+    assert {reply.status for reply in accepted} == {400}  # the server's answer to a job without a prompt
+    assert len(accepted) >= 21
+    assert (limited.status, limited.headers["retry-after"]) == (429, "1")
+    assert limited.json["error"]["type"] == "too_many_jobs"
+    elsewhere = [(port, "GET", "/queue"), (port, "GET", "/prompt"), (8183, "POST", "/prompt")]
+    for other_port, method, other_path in elsewhere:
+        statuses = {fresh.call(other_port, method, other_path, {}).status for _ in range(21)}
+        assert statuses <= {200, 400}
+
+
+def test_connections_to_comfyui_are_kept_and_used_again(before_echo: Nginx, echo: Echo) -> None:
+    for _ in range(5):
+        before_echo.call(8181, "GET", "/queue", Connection="close")
+    assert len({request["peer"] for request in echo.requests}) == 1
+    for request in echo.requests:
+        assert not {"connection", "upgrade"} & set(request["headers"])
+
+
+def test_an_upgrade_is_asked_for_only_when_the_client_does(before_echo: Nginx, echo: Echo) -> None:
+    before_echo.call(8181, "GET", "/ws", Upgrade="websocket", Connection="Upgrade")
+    headers = echo.requests[0]["headers"]
+    assert (headers["upgrade"], headers["connection"]) == ("websocket", "upgrade")
+
+
+def test_comfyui_hears_the_address_as_it_came_and_who_asked(before_echo: Nginx, echo: Echo) -> None:
+    before_echo.call(8182, "GET", "/a%2Fb?c=%20d", X_TARGET_GPU="0", Host="example.org:8182")
+    before_echo.call(ALL_SLOTS, "GET", "/gpu12/a%2Fb?c=%20d")
+    before_echo.call(ALL_SLOTS, "GET", "/a%2Fb")
+    by_port, by_path, common = echo.requests
+    assert (by_port["path"], by_path["path"], common["path"]) == ("/a%2Fb?c=%20d", "/a%2Fb?c=%20d", "/a%2Fb")
+    assert (by_port["headers"]["x-target-gpu"], by_path["headers"]["x-target-gpu"]) == ("1", "12")
+    assert "x-target-gpu" not in common["headers"]
+    assert by_port["headers"]["host"] == "example.org:8182"
+    assert by_port["headers"]["x-forwarded-for"] == "127.0.0.1"
