@@ -37,8 +37,8 @@ class PostImportHooks(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if name not in self._callbacks:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]  # The earlier ones have found nothing.
+        specs = (finder.find_spec(name, path, target) for finder in later if hasattr(finder, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _CallbackLoader(spec.loader, functools.partial(self._imported, name))

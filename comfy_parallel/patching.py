@@ -212,7 +212,8 @@ def _definition(body: Iterable[ast.stmt], name: str) -> ast.AST | None:
             found = statement if statement.name == name else found
         elif isinstance(statement, ast.Assign | ast.AnnAssign):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            leaves = [leaf for target in targets for leaf in ast.walk(target)]
+            names = [leaf.id for leaf in leaves if isinstance(leaf, ast.Name) and isinstance(leaf.ctx, ast.Store)]
             found = statement if name in names else found
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             found = statement if name in [alias.asname or alias.name for alias in statement.names] else found
@@ -241,6 +242,7 @@ class PatchSet:
     _hooks: PostImportHooks = field(default_factory=PostImportHooks)
     _undo: list[Undo] = field(default_factory=list)
     _applied: set[str] = field(default_factory=set)
+    _has_failed: bool = False
 
     def check(self, host_dir: Path) -> list[HostMismatch]:
         """Every reason why this host cannot be patched, from its source alone."""
@@ -252,8 +254,10 @@ class PatchSet:
 
     def install(self) -> None:
         """Patch each module when it is imported; at once where it already is."""
+        self._has_failed = False
         for module in dict.fromkeys(patch.module for patch in self.patches):
-            self._hooks.watch(module, self._apply_module)
+            if not self._has_failed:
+                self._hooks.watch(module, self._apply_module)
 
     def missing(self) -> list[str]:
         """Modules with patches that cannot be done without and that have not been imported."""
@@ -281,6 +285,7 @@ class PatchSet:
             self._undo.extend(_replace_copies(module, self._undo[first:]))
             self._applied.add(module.__name__)
         except HostMismatch as mismatch:
+            self._has_failed = True
             self.revert()
             self.on_failure(mismatch)
         except BaseException:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_parallel.errors import BadRequest
+
+MAX_DEPTH = 100
 
 
 def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> dict[str, Any]:
@@ -24,6 +27,7 @@ def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> di
         raise _bad("the request body is no JSON", f"send a JSON object, UTF-8 encoded: {error}") from error
     if not isinstance(data, dict):
         raise _bad(f"the request body is {_kind(data)}", "send a JSON object")
+    _check_depth(data)
     return data
 
 
@@ -67,6 +71,20 @@ def check_page(query: dict[str, str]) -> None:
     for name in ("max_items", "offset"):
         if not re.fullmatch(r"-?[0-9]{1,18}", query.get(name, "0")):
             raise _bad(f"{name}={query[name]!r:.60}", f"set {name} to a whole number, or leave it out")
+
+
+def _check_depth(data: dict[str, Any]) -> None:
+    """The host copies what waits recursively, now and then on its event loop: what is too deep for that stops it."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level if isinstance(parent, dict | list) for child in _children(parent)]
+        if not level:
+            return
+    raise _bad("the request body is nested too deeply", f"send lists and objects nested at most {MAX_DEPTH} deep")
+
+
+def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parent.values() if isinstance(parent, dict) else parent
 
 
 def _check_number(data: dict[str, Any]) -> None:

@@ -11,16 +11,18 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _lock = threading.Lock()
 _reserved: dict[tuple[str, str], _Series] = {}
 _dropped: deque[tuple[tuple[str, str], int, bool]] = deque()
+_listings = 0
 
 
 class _Series:
-    """Live reservations of one folder and file name prefix."""
+    """Reservations of one folder and file name prefix."""
 
     def __init__(self) -> None:
         self.highest = 0
@@ -40,7 +42,7 @@ class Counter(int):
         with _lock:
             _forget_dropped()
             series = _reserved.setdefault(key, _Series())
-            number = max(at_least, series.highest + 1 if series.live else at_least)
+            number = max(at_least, series.highest + 1)
             series.highest, series.live = number, series.live + 1
         counter = cls(number)
         counter._key, counter._is_used, counter._following = key, False, {}
@@ -52,6 +54,8 @@ class Counter(int):
         if other not in self._following:
             self._following[other] = Counter.reserve(self._key, int(self) + other)
         return self._following[other]
+
+    __radd__ = __add__
 
     def __format__(self, spec: str) -> str:
         self._is_used = True
@@ -79,8 +83,23 @@ def _forget_dropped() -> None:
         series.live -= 1
         if not is_used and number == series.highest:
             series.highest -= 1
-        if series.live == 0:
+    if _listings == 0:
+        for key in [key for key, series in _reserved.items() if series.live == 0]:
             del _reserved[key]
+
+
+@contextmanager
+def _listing() -> Iterator[None]:
+    """A folder is being listed: files written since must not be forgotten, the listing may lack them."""
+    global _listings
+    with _lock:
+        _forget_dropped()
+        _listings += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _listings -= 1
 
 
 def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -88,8 +107,10 @@ def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[A
 
     @functools.wraps(original)
     def get_save_image_path(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        folder, filename, counter, *rest = original(*args, **kwargs)
-        key = (os.path.normcase(os.path.abspath(folder)), os.path.normcase(filename))
-        return (folder, filename, Counter.reserve(key, counter), *rest)
+        with _listing():
+            folder, filename, counter, *rest = original(*args, **kwargs)
+            key = (os.path.normcase(os.path.abspath(folder)), os.path.normcase(filename))
+            reserved = Counter.reserve(key, counter)
+        return (folder, filename, reserved, *rest)
 
     return get_save_image_path

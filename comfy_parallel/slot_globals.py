@@ -50,9 +50,8 @@ class SlotGlobals(Patch):
         present = [name for name in self.names if source.find([name]) is not None]
         if not present:
             return self._absent()
-        for node in source.tree.body:
-            if isinstance(node, ast.ClassDef):
-                self._refuse_class(node, set(present))
+        for node in _definitions(source.tree):
+            self._check_definition(node, set(present))
         return Fit.FITS
 
     def check_live(self, module: ModuleType) -> Fit:
@@ -75,10 +74,23 @@ class SlotGlobals(Patch):
         value = _copied(pristine)
         return self.initial[name](value) if name in self.initial else value
 
-    def _refuse_class(self, node: ast.ClassDef, names: set[str]) -> None:
+    def _check_definition(self, node: ast.stmt, names: set[str]) -> None:
         used = {leaf.id for leaf in ast.walk(node) if isinstance(leaf, ast.Name)} & names
-        if used:
+        if used and isinstance(node, ast.ClassDef):
             raise HostMismatch(f"{self.module}:{node.name}: its methods use {sorted(used)}, expected functions only")
+        set_here = {name for leaf in ast.walk(node) if isinstance(leaf, ast.Global) for name in leaf.names}
+        if used and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not set_here <= set(self.names):
+            others = sorted(set_here - set(self.names))
+            raise HostMismatch(f"{self.module}:{node.name}: sets the globals {others} as well, expected ours only")
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.stmt]:
+    """Classes and functions outside of other ones."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+        elif isinstance(child, ast.stmt | ast.ExceptHandler):
+            yield from _definitions(child)
 
 
 def add_properties(module: ModuleType, properties: dict[str, property]) -> Undo:

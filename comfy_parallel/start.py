@@ -44,7 +44,7 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
         return False
     _patches = patch_set
     patch_set.install()
-    return True
+    return _patches is not None  # None when a module that was there already did not fit.
 
 
 def uninstall() -> None:

@@ -14,7 +14,7 @@ _RANDOM_WHY = "Jobs that seed or draw from a process-wide generator would get ea
 _RANDOM_UNTIL = "the host and its nodes pass generators"
 
 _FACTORIES = ("randn", "rand", "randint", "randperm")
-_FROM_TENSORS = ("normal", "bernoulli", "multinomial")
+_FROM_TENSORS = ("normal", "bernoulli", "multinomial", "poisson", "binomial", "_standard_gamma", "_sample_dirichlet")
 _IN_PLACE = (
     "normal_",
     "uniform_",

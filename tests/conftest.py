@@ -1,0 +1,39 @@
+"""Fixtures for every kind of test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+REPO_DIR = Path(__file__).resolve().parents[1]
+# `from tests.host.server import HostServer` and `import comfy_parallel` work from any directory.
+if str(REPO_DIR) not in sys.path:
+    sys.path.insert(0, str(REPO_DIR))
+
+
+def missing(what: str) -> NoReturn:
+    """Skip on a laptop, fail where the run claims to have everything."""
+    if os.environ.get("CI") or os.environ.get("COMFY_PARALLEL_REQUIRE_HOST"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    default = Path.home() / ".cache" / "comfy_parallel"
+    return Path(os.environ.get("COMFY_PARALLEL_CACHE", default)).resolve()
+
+
+@pytest.fixture(scope="session")
+def host_dir() -> Path:
+    """An unmodified ComfyUI checkout."""
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        missing("COMFYUI_PATH is not set; set it to a ComfyUI checkout, or run: source tests/setup.sh")
+    if not (Path(path) / "main.py").is_file():
+        missing(f"COMFYUI_PATH={path} holds no main.py; set it to a ComfyUI checkout")
+    return Path(path).resolve()

@@ -1,0 +1,52 @@
+"""GPU tests skip without two GPUs, and fail where COMFY_PARALLEL_REQUIRE_GPU says they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.models import cached_models
+from tests.host.server import HostServer
+
+MakeGpuServer = Callable[..., HostServer]
+
+
+@pytest.fixture(scope="session")
+def num_gpus() -> int:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2 and os.environ.get("COMFY_PARALLEL_REQUIRE_GPU"):
+        pytest.fail(f"{count} GPU(s) visible, 2 or more needed", pytrace=False)
+    if count < 2:
+        pytest.skip(f"{count} GPU(s) visible, 2 or more needed")
+    return count
+
+
+@pytest.fixture(scope="session")
+def gpu_models(num_gpus: int, host_dir: Path, cache_dir: Path) -> Path:
+    return cached_models(host_dir, cache_dir)
+
+
+@pytest.fixture(scope="module")
+def make_gpu_server(
+    num_gpus: int, host_dir: Path, gpu_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeGpuServer]:
+    """Starts hosts on the GPUs; `slots=None` is stock, `slots=""` all visible GPUs."""
+    front_end = tmp_path_factory.mktemp("front_end")
+    (front_end / "index.html").write_text("<html></html>")
+
+    with ExitStack() as started:
+
+        def make(**options: Any) -> HostServer:
+            base = tmp_path_factory.mktemp("host")
+            (base / "models").symlink_to(gpu_models, target_is_directory=True)
+            args = ["--front-end-root", str(front_end), *options.pop("args", [])]
+            return started.enter_context(HostServer(host_dir, base, is_cpu=False, args=args, **options))
+
+        yield make

@@ -1,0 +1,52 @@
+"""Fixtures that start a real ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.models import cached_models
+from tests.host.server import HostServer
+
+MakeServer = Callable[..., HostServer]
+
+
+@pytest.fixture(scope="session")
+def models_dir(host_dir: Path, cache_dir: Path) -> Path:
+    """checkpoints/a.safetensors, checkpoints/b.safetensors and loras/lora.safetensors."""
+    return cached_models(host_dir, cache_dir)
+
+
+@contextmanager
+def server_factory(host_dir: Path, make_base_dir: Callable[[], Path], models: Path) -> Iterator[MakeServer]:
+    """A function that starts hosts; all of them are stopped at the end."""
+    with ExitStack() as started:
+
+        def make(base_dir: Path | None = None, *, host_dir: Path = host_dir, **options: Any) -> HostServer:
+            home = base_dir or make_base_dir()
+            home.mkdir(parents=True, exist_ok=True)
+            if not (home / "models").exists():
+                (home / "models").symlink_to(models, target_is_directory=True)
+            return started.enter_context(HostServer(host_dir, home, **options))
+
+        yield make
+
+
+@pytest.fixture
+def make_server(host_dir: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServer]:
+    """`make_server(slots="cpu,cpu", env=…, args=…)` returns a started HostServer."""
+    with server_factory(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_module_server(
+    host_dir: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeServer]:
+    """Like make_server, for a host that the tests of one module share."""
+    with server_factory(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as make:
+        yield make

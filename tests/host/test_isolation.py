@@ -1,0 +1,350 @@
+"""Jobs that run at once do not meet in the host's process-wide state.
+
+`ROWS` says for each row of the hazard table which tests show it, or why none does.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_parallel import patches
+from tests.conftest import REPO_DIR
+from tests.host import workflows
+from tests.host.conftest import MakeServer
+from tests.host.jobs import new_key, outcome, run_on_each, shown
+from tests.host.server import NODES_DIR, HostServer
+from tests.host.workflows import Workflow, node
+
+pytestmark = pytest.mark.host
+
+SLOTS = "cpu,cpu,cpu,cpu"
+NUM_SLOTS = 4
+ROUNDS = 40
+
+
+@pytest.fixture(scope="module")
+def server(make_module_server: MakeServer) -> HostServer:
+    return make_module_server(slots=SLOTS)
+
+
+@pytest.fixture(scope="module")
+def stock(make_module_server: MakeServer, tmp_path_factory: pytest.TempPathFactory) -> HostServer:
+    """A host without this repository, with the test nodes."""
+    base_dir = tmp_path_factory.mktemp("stock")
+    (base_dir / "custom_nodes").mkdir()
+    (base_dir / "custom_nodes" / NODES_DIR.name).symlink_to(NODES_DIR, target_is_directory=True)
+    return make_module_server(base_dir, slots=None, link=False)
+
+
+def looking(class_type: str, **inputs: Any) -> Workflow:
+    return {"look": node(class_type, **inputs), "out": node("CPTOut", value=["look", 0])}
+
+
+def seen_in(entry: dict[str, Any]) -> Any:
+    assert outcome(entry) == "success", entry["status"]
+    return json.loads(shown(entry))
+
+
+def look_at_once(server: HostServer, class_type: str, inputs: Sequence[dict[str, Any]]) -> list[Any]:
+    """Run one node of a class per slot, all at the same time; what each saw."""
+    key = new_key()
+    jobs = [looking(class_type, key=key, parties=len(inputs), **own) for own in inputs]
+    return [seen_in(entry) for entry in run_on_each(server, jobs)]
+
+
+def look_alone(server: HostServer, class_type: str, slot: int | None = None, **inputs: Any) -> Any:
+    return seen_in(server.run(looking(class_type, key=new_key(), parties=1, **inputs), slot))
+
+
+# The queue as nodes read it.
+
+
+def test_a_node_sees_its_own_job_as_the_only_running_one(server: HostServer) -> None:
+    key = new_key()
+    workflow = looking("CPTQueueSeen", key=key, parties=NUM_SLOTS)
+    ids = [server.submit(workflow, slot)["prompt_id"] for slot in range(NUM_SLOTS)]
+    assert {job: seen_in(entry) for job, entry in server.wait(ids).items()} == {job: [job, job] for job in ids}
+
+
+# Execution.
+
+
+def test_progress_and_context_are_those_of_the_own_job(server: HostServer) -> None:
+    key = new_key()
+    ids = []
+    for slot in range(NUM_SLOTS):
+        look, out = f"look{slot}", f"out{slot}"
+        inputs = {"key": key, "parties": NUM_SLOTS}
+        workflow = {look: node("CPTJobState", **inputs), out: node("CPTOut", value=[look, 0])}
+        ids.append(server.submit(workflow, slot)["prompt_id"])
+    entries = server.wait(ids)
+    for slot, job_id in enumerate(ids):
+        seen = json.loads(entries[job_id]["outputs"][f"out{slot}"]["value"][0])
+        assert seen["registry"] == seen["main_registry"] == seen["last_prompt_id"] == job_id
+        assert seen["context"] == [job_id, f"look{slot}"]
+        assert seen["node_id"] == f"look{slot}"
+        assert set(seen["registry_nodes"]) <= {f"look{slot}", f"out{slot}"}
+
+
+def test_each_slot_has_its_own_executor_node_objects_and_event_loop(server: HostServer) -> None:
+    rounds = [look_at_once(server, "CPTJobState", [{}] * NUM_SLOTS) for _ in range(3)]
+    for seen in rounds:
+        assert len({look["loop"] for look in seen}) == NUM_SLOTS
+        assert len({look["instance"] for look in seen}) == NUM_SLOTS
+    for slot in range(NUM_SLOTS):  # the host keeps a node's object from one job of an executor to the next
+        calls = [seen[slot]["calls"] for seen in rounds]
+        assert calls == [calls[0], calls[0] + 1, calls[0] + 2]
+
+
+@pytest.mark.parametrize("is_same_workflow", [False, True])
+def test_expanding_nodes_get_their_own_prefix_and_values(server: HostServer, is_same_workflow: bool) -> None:
+    ids: dict[str, tuple[str, int]] = {}
+    for number in range(ROUNDS):
+        for slot in range(NUM_SLOTS):
+            name = "expand" if is_same_workflow else f"expand{slot}of{number}"
+            base = 100 * (NUM_SLOTS * number + slot)
+            workflow = {
+                name: node("CPTExpand", base=base, count=3 + slot),
+                "out": node("CPTOut", value=[name, 0]),
+            }
+            ids[server.submit(workflow, slot)["prompt_id"]] = (name, base + 3 + slot)
+    for job_id, entry in server.wait(ids).items():
+        name, expected = ids[job_id]
+        assert shown(entry) == expected
+        (prefix,) = entry["outputs"][name]["prefix"]
+        assert prefix.startswith(f"{name}.")
+
+
+def has(host_dir: Path, module: str, name: str) -> bool:
+    """Whether this host's source defines a name; for state that only some versions have."""
+    path = host_dir / f"{module}.py"
+    if not path.is_file():
+        return False
+    tree = ast.parse(path.read_text())
+    return any(getattr(child, "name", None) == name for child in ast.walk(tree))
+
+
+def test_a_jobs_preview_method_is_its_own(server: HostServer, host_dir: Path) -> None:
+    if not has(host_dir, "latent_preview", "set_preview_method"):
+        pytest.skip("this host has one preview method for all jobs")
+    methods = ["latent2rgb", "none", "taesd", None]
+    key = new_key()
+    ids = []
+    for slot, method in enumerate(methods):
+        extra = {} if method is None else {"extra_data": {"preview_method": method}}
+        workflow = looking("CPTPreviewMethod", key=key, parties=len(methods))
+        ids.append(server.submit(workflow, slot, **extra)["prompt_id"])
+    entries = server.wait(ids)
+    assert [seen_in(entries[job_id]) for job_id in ids] == ["latent2rgb", "none", "taesd", "none"]
+
+
+def test_the_end_of_a_node_leaves_the_other_slots_state(server: HostServer, host_dir: Path) -> None:
+    if not has(host_dir, "comfy/memory_management", "set_ram_cache_release_state"):
+        pytest.skip("this host keeps no such state")
+    keeper, other = look_at_once(server, "CPTNodeEnd", [{"role": "keeper"}, {"role": "other"}])
+    assert keeper == {"cross_step_state": True, "prefetch_queue": True, "released": 7, "headroom": 10}
+    assert other == {"cross_step_state": False, "prefetch_queue": False, "released": 0, "headroom": 0}
+
+
+def test_a_resting_slot_restores_no_function_that_another_slots_job_uses(server: HostServer) -> None:
+    key = new_key()
+    hooking = server.submit(looking("CPTHooks", key=key, parties=2, hook=True), 0)["prompt_id"]
+    # A worker does its housekeeping at once after POST /free, and a slot's jobs run in order: when the last
+    # of these meets the first slot's job, the second slot has rested after the one before.
+    server.wait([server.submit(looking("CPTIsHooked", key=f"{key} hooked", parties=2), 1)["prompt_id"]])
+    server.request("POST", "/free", {"unload_models": True}, headers={"X-TARGET-GPU": "1"})
+    server.run(looking("CPTIsHooked", key=new_key(), parties=1), 1)
+    server.submit(looking("CPTIsHooked", key=f"{key} others have rested", parties=2), 1)
+    assert seen_in(server.wait([hooking])[hooking]) is True
+
+
+def test_functions_are_restored_when_all_slots_rest(server: HostServer) -> None:
+    look_alone(server, "CPTHooks", 0, hook=True)
+    server.request("POST", "/free", {"unload_models": True}, headers={"X-TARGET-GPU": "0"})
+    look_alone(server, "CPTIsHooked", 0)
+    assert look_alone(server, "CPTIsHooked", 0) is False
+
+
+# Threads.
+
+
+def test_threads_of_a_job_are_in_its_slot(server: HostServer) -> None:
+    jobs = [{"look": node("CPTThreads"), "out": node("CPTOut", value=["look", 0])}] * NUM_SLOTS
+    for slot, entry in enumerate(run_on_each(server, jobs)):
+        assert {name: where["slot"] for name, where in seen_in(entry).items()} == dict.fromkeys(
+            ("node", "thread", "pool", "run_in_executor", "to_thread", "task"), slot
+        )
+
+
+def test_threads_of_threads_and_shared_pools_are_in_the_jobs_slot(server: HostServer) -> None:
+    for _ in range(3):  # the shared pool's thread is the same each time, whoever's job made it start
+        for slot, seen in enumerate(look_at_once(server, "CPTMoreThreads", [{}] * NUM_SLOTS)):
+            assert seen.pop("graph_prefix").startswith("look.")
+            assert [where["slot"] for where in seen.pop("map")] == [slot] * 4
+            assert {name: where["slot"] for name, where in seen.items()} == dict.fromkeys(seen, slot)
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_intra_op_threads(make_server: MakeServer, is_set: bool) -> None:
+    """The cores are shared out among the slots, unless the user says how many threads to use."""
+    cores = os.cpu_count() or 1
+    server = make_server(slots="cpu,cpu", env={"OMP_NUM_THREADS": str(cores) if is_set else None})
+    jobs = [{"look": node("CPTWhere"), "out": node("CPTOut", value=["look", 0])}] * 2
+    seen = [seen_in(entry)["torch_threads"] for entry in run_on_each(server, jobs)]
+    expected = cores if is_set else max(1, cores // 2)
+    assert seen == [expected, expected]
+
+
+# Models.
+
+
+def test_slots_that_load_at_once_keep_their_lists_apart(server: HostServer) -> None:
+    rounds = 100
+    for seen in look_at_once(server, "CPTLoads", [{"rounds": rounds}] * NUM_SLOTS):
+        assert seen == {"loads": 5 * rounds, "missing": 0, "foreign": 0}
+
+
+def test_slots_that_load_different_checkpoints_at_once_hold_their_own(server: HostServer) -> None:
+    key = new_key()
+    jobs = []
+    for slot in range(NUM_SLOTS):
+        workflow = workflows.txt2img(slot, ckpt="ab"[slot % 2] + ".safetensors", steps=1)
+        # After sampling, so that this job's models are loaded.
+        workflow["meet"] = node("CPTRendezvous", key=key + "after", parties=NUM_SLOTS, timeout=60.0)
+        workflow["look"] = node("CPTLoaded", key=key, parties=NUM_SLOTS, model=["ckpt", 0])
+        workflow["out"] = node("CPTOut", value=["look", 0])
+        jobs.append(workflow)
+    seen = [seen_in(entry) for entry in run_on_each(server, jobs)]
+    assert len({look["own"] for look in seen}) == NUM_SLOTS
+    for attribute in ("loaded", "weights"):
+        objects = [own for look in seen for own in set(look[attribute])]
+        assert len(objects) == len(set(objects))
+
+
+@pytest.mark.parametrize("owner_slot", [0, 1])
+def test_a_model_that_dies_on_another_slots_thread(server: HostServer, owner_slot: int) -> None:
+    roles = [{"role": "owner"}, {"role": "collector"}]
+    if owner_slot == 1:
+        roles.reverse()
+    for role, seen in zip(roles, look_at_once(server, "CPTCollects", roles), strict=True):
+        name = role["role"]
+        assert seen["gone"]
+        assert sorted(set(seen["before"])) == [f"kept by {name}"]
+        assert sorted(seen["after"]) == [f"kept by {name}", f"new of {name}"]
+        assert seen["dead"] == 0
+
+
+def test_unloading_everything_on_one_slot_leaves_the_others_models(server: HostServer) -> None:
+    look_at_once(server, "CPTUnloads", [{"unload": True}] * NUM_SLOTS)  # whatever earlier jobs left
+    unloads = [slot == 1 for slot in range(NUM_SLOTS)]
+    for unload, seen in zip(
+        unloads, look_at_once(server, "CPTUnloads", [{"unload": unload} for unload in unloads]), strict=True
+    ):
+        assert seen["before"] == 1
+        assert seen["after"] == (0 if unload else 1)
+        assert (seen["bytes"] == 0) == unload
+
+
+def test_pinned_memory_is_accounted_per_slot(server: HostServer) -> None:
+    rounds = 200
+    for seen in look_at_once(server, "CPTPins", [{"rounds": rounds}] * NUM_SLOTS):
+        assert seen["own"]
+        assert seen["pinned"] == seen["entries"] == rounds
+        assert seen["total"] == seen["sum"] == seen["expected"]
+        assert seen["left"] == [0, 0]
+
+
+def test_globals_that_are_one_per_slot(server: HostServer) -> None:
+    for seen in look_at_once(server, "CPTGlobals", [{}] * NUM_SLOTS):
+        assert "comfy_execution.progress:global_progress_registry" in seen
+        assert "comfy.model_management:STREAMS" in seen
+        assert not [name for name, is_own in seen.items() if not is_own]
+
+
+def test_modules_and_functions_by_two_names_are_one(server: HostServer) -> None:
+    seen = look_alone(server, "CPTModules")
+    assert seen == dict.fromkeys(seen, True)
+
+
+# Random numbers.
+
+
+def test_100_jobs_at_once_draw_what_each_draws_alone_on_stock(server: HostServer, stock: HostServer) -> None:
+    def drawn(host: HostServer) -> list[str]:
+        workflows = [
+            {"draw": node("CPTRandom", seed=seed % 50, rounds=20 + seed % 7), "out": node("CPTOut", value=["draw", 0])}
+            for seed in range(100)
+        ]
+        ids = [host.submit(workflow)["prompt_id"] for workflow in workflows]
+        entries = host.wait(ids)
+        return [shown(entries[job_id]) for job_id in ids]
+
+    alone = drawn(stock)
+    assert len(set(alone)) == 100
+    assert drawn(server) == alone
+
+
+def test_every_way_to_draw_gives_what_it_gives_alone_on_stock(server: HostServer, stock: HostServer) -> None:
+    seeds = range(NUM_SLOTS)
+    alone = [look_alone(stock, "CPTMoreRandom", seed=seed, rounds=50) for seed in seeds]
+    at_once = look_at_once(server, "CPTMoreRandom", [{"seed": seed, "rounds": 50} for seed in seeds])
+    differing = {name for one, other in zip(alone, at_once, strict=True) for name in one if one[name] != other[name]}
+    # Dropout takes no generator: torch draws it from the process's own, but only while training.
+    assert differing <= {"dropout"}
+
+
+# Files and flags.
+
+
+def test_truncated_images_leave_pillows_flag_alone(server: HostServer) -> None:
+    rounds = 100
+    for seen in look_at_once(server, "CPTTruncated", [{"rounds": rounds}] * NUM_SLOTS):
+        assert seen == {"opened": rounds, "flag": False}
+
+
+def test_flags_of_torch_are_as_on_stock_after_many_jobs(server: HostServer, stock: HostServer) -> None:
+    expected = look_alone(stock, "CPTFlags")
+    run_on_each(server, [workflows.txt2img(slot, steps=1) for slot in range(NUM_SLOTS)])
+    for seen in look_at_once(server, "CPTFlags", [{}] * NUM_SLOTS):
+        assert seen == expected
+
+
+# The hazard table.
+
+SHARED = "shared on purpose"
+GPU = "needs a GPU: benchmarks"
+NOT_YET = "nothing is shared yet: every slot loads its own weights"
+DOCUMENTED = "documented: cannot be kept apart from outside"
+
+ROWS: dict[int, str | tuple[str, ...]] = {}
+
+
+def test_every_row_of_the_hazard_table_is_accounted_for() -> None:
+    assert sorted(ROWS) == list(range(1, 61))
+    named = {test for tests in ROWS.values() if not isinstance(tests, str) for test in tests}
+    assert named <= existing_tests()
+    notes = {note for note in ROWS.values() if isinstance(note, str)}
+    assert notes <= {SHARED, GPU, NOT_YET, DOCUMENTED}
+
+
+def test_every_row_that_a_patch_answers_is_shown() -> None:
+    answered = {row for patch in patches.ALL for row in patch.hazards}
+    assert answered <= set(ROWS)
+    assert {row for row in answered if ROWS[row] in (SHARED, NOT_YET, DOCUMENTED)} == set()
+
+
+def existing_tests() -> set[str]:
+    """`folder/file::test` of each test function in the repository."""
+    found = set()
+    for path in (REPO_DIR / "tests").rglob("test_*.py"):
+        for child in ast.walk(ast.parse(path.read_text())):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and child.name.startswith("test_"):
+                found.add(f"{path.relative_to(REPO_DIR / 'tests').with_suffix('')}::{child.name}")
+    return found

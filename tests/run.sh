@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# Sets everything up and runs every test: this project's own, then ComfyUI's own execution suite,
+# unmodified, with the scheduler off and with 1, 2 and 4 CPU slots.
+#
+# usage: bash tests/run.sh [PYTEST_OPTION...]          everything
+#        bash tests/run.sh --fast [PYTEST_OPTION...]   only tests/unit
+#        bash tests/run.sh --upstream [NAME...]        only ComfyUI's own suite; NAME is off or a number of slots
+#
+# PYTEST_OPTION goes to the run of this project's own tests.
+
+set -euo pipefail
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+UPSTREAM_MIN_PASSED=200 # fewer means that most of the suite was not collected
+SUMMARY='^=*.* in [0-9.]+s'
+
+say() { printf 'run: %s\n' "$*"; }
+
+# usage: set_up [SETUP_OPTION...]
+set_up() {
+    # shellcheck source=tests/setup.sh
+    source "$REPO/tests/setup.sh" "$@"
+    export COMFY_PARALLEL_REQUIRE_HOST=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+}
+
+own_tests() {
+    say "tests of this project: $1"
+    (cd "$REPO" && python -m pytest "$@")
+}
+
+device_list() {
+    local devices
+    devices=$(printf 'cpu,%.0s' $(seq "$1"))
+    printf '%s' "${devices%,}"
+}
+
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# Each run has its own copy of the host: the suite writes into it and into its output directory.
+copy_host() {
+    rm -rf "$1"
+    cp -R "$COMFYUI_PATH" "$1"
+    rm -rf "$1/custom_nodes/comfy_parallel"
+    ln -s "$REPO" "$1/custom_nodes/comfy_parallel"
+}
+
+# usage: upstream_suite off|SLOTS LOG: run it; the log ends with pytest's summary.
+upstream_suite() {
+    local name=$1 log=$2 home=$WORK/host-$1
+    copy_host "$home"
+    cd "$home"
+    unset COMFY_MULTI_GPU_SCHED COMFY_PARALLEL_DEVICES
+    [[ $name == off ]] || export COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_STRICT=1 COMFY_PARALLEL_DEVICES
+    [[ $name == off ]] || COMFY_PARALLEL_DEVICES=$(device_list "$name")
+    # The suite gives a host 20 s to start; a first start from a cold disk takes longer.
+    python main.py --cpu --quick-test-for-ci >"$log" 2>&1
+    python -m pytest tests/execution --skip-timing-checks --port "$(free_port)" --output_dir "$home/suite-output" \
+        -p no:cacheprovider >>"$log" 2>&1
+}
+
+# usage: judge NAME STATUS LOG: one line; fails if the suite failed or hardly ran.
+judge() {
+    local name=$1 status=$2 log=$3 summary passed
+    summary=$(grep -E "$SUMMARY" "$log" | tail -n 1 || true)
+    passed=$(grep -oE '[0-9]+ passed' <<<"$summary" | cut -d ' ' -f 1 || true)
+    say "ComfyUI's suite, $name: ${summary:-no summary} (log: $log)"
+    ran_as_asked "$name" "$log" || return 1
+    ((status == 0 && ${passed:-0} >= UPSTREAM_MIN_PASSED)) && return 0
+    say "ComfyUI's suite, $name: FAILED (pytest ended with $status; at least $UPSTREAM_MIN_PASSED must pass)"
+    grep -m 20 -E '^(FAILED|ERROR) ' "$log" || tail -n 40 "$log"
+    return 1
+}
+
+# usage: ran_as_asked NAME LOG: ComfyUI goes on without a custom node that fails, and would pass its own suite.
+ran_as_asked() {
+    local expected=$1 slots
+    slots=$(sed -n 's/^comfy_parallel: \([0-9]*\) slots\{0,1\}: .*/\1/p' "$2" | sort -u)
+    [[ ${slots:-off} == "$expected" ]] && return 0
+    say "ComfyUI's suite, $expected: FAILED (its hosts ran with ${slots:-no} slots)"
+    return 1
+}
+
+# usage: run_pair NAME [NAME]: at once; more than two would slow each other on a small machine.
+run_pair() {
+    local name status failed=0
+    local -A jobs=()
+    for name in "$@"; do
+        upstream_suite "$name" "$WORK/$name.log" &
+        jobs[$name]=$!
+    done
+    for name in "$@"; do
+        status=0
+        wait "${jobs[$name]}" || status=$?
+        STATUSES[$name]=$status
+    done
+    for name in "$@"; do
+        started_too_slowly "$name" && run_alone "$name"
+        judge "$name" "${STATUSES[$name]}" "$WORK/$name.log" || failed=1
+    done
+    return "$failed"
+}
+
+# The suite gives a host five tries in 20 s to start; a busy machine can need longer for two.
+started_too_slowly() { ((STATUSES[$1])) && grep -qE '\(5/5\) Retrying|^E +ConnectionRefusedError' "$WORK/$1.log"; }
+
+run_alone() {
+    local status=0
+    say "ComfyUI's suite, $1: a host took more than 20 s to start; running it again, alone"
+    (upstream_suite "$1" "$WORK/$1.log") || status=$?
+    STATUSES[$1]=$status
+}
+
+# usage: upstream NAME...: returns non-zero if any fails, after running all.
+upstream() {
+    local failed=0
+    declare -gA STATUSES=()
+    mkdir -p "$COMFY_PARALLEL_CACHE/upstream"
+    WORK=$(mktemp -d "$COMFY_PARALLEL_CACHE/upstream/XXXXXX")
+    say "ComfyUI's own suite, two runs at a time, about 4 minutes each pair: $*"
+    while (($#)); do
+        run_pair "${@:1:2}" || failed=1
+        shift $(($# > 1 ? 2 : 1))
+    done
+    rm -rf "$WORK"/host-*
+    return "$failed"
+}
+
+everything() {
+    local failed=0
+    set_up --deploy --browser
+    own_tests "$REPO/tests" "$@" || failed=1
+    upstream off 1 2 4 || failed=1
+    ((failed == 0)) && say "all passed" && return 0
+    say "FAILED"
+    return 1
+}
+
+case ${1:-} in
+--fast)
+    shift
+    set_up
+    own_tests "$REPO/tests/unit" "$@"
+    ;;
+--upstream)
+    shift
+    (($#)) || set -- off 1 2 4
+    set_up
+    upstream "$@"
+    ;;
+*) everything "$@" ;;
+esac

@@ -1,0 +1,100 @@
+"""The configuration: every variable, and errors that name the variable, its value and the fix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from comfy_parallel.config import Config
+from comfy_parallel.errors import ConfigError
+
+ON = {"COMFY_MULTI_GPU_SCHED": "1"}
+
+
+def read(**variables: str) -> Config:
+    return Config.from_env({**ON, **variables})
+
+
+@pytest.mark.parametrize("value", [None, "", "0", " 0 "])
+def test_off_by_default_and_then_nothing_else_is_read(value: str | None) -> None:
+    env = {} if value is None else {"COMFY_MULTI_GPU_SCHED": value}
+    assert Config.from_env({**env, "COMFY_NUM_GPUS": "nonsense"}) == Config(enabled=False)
+
+
+def test_on_alone_leaves_every_choice_to_the_machine() -> None:
+    assert Config.from_env(ON) == Config(
+        enabled=True, num_gpus=None, devices=None, slots_per_gpu=1, default_slot=None, strict=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("COMFY_MULTI_GPU_SCHED", " 1 ", "enabled", True),
+        ("COMFY_NUM_GPUS", "4", "num_gpus", 4),
+        ("COMFY_NUM_GPUS", " 16 ", "num_gpus", 16),
+        ("COMFY_NUM_GPUS", "", "num_gpus", None),
+        ("COMFY_PARALLEL_DEVICES", "cuda:0,cuda:2", "devices", ("cuda:0", "cuda:2")),
+        ("COMFY_PARALLEL_DEVICES", " cpu , cpu ", "devices", ("cpu", "cpu")),
+        ("COMFY_PARALLEL_DEVICES", "xpu:0", "devices", ("xpu:0",)),
+        ("COMFY_PARALLEL_DEVICES", "mps", "devices", ("mps",)),
+        ("COMFY_PARALLEL_DEVICES", "cuda:10", "devices", ("cuda:10",)),
+        ("COMFY_PARALLEL_DEVICES", " ", "devices", None),
+        ("COMFY_PARALLEL_SLOTS_PER_GPU", "2", "slots_per_gpu", 2),
+        ("COMFY_PARALLEL_SLOTS_PER_GPU", "", "slots_per_gpu", 1),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "0", "default_slot", 0),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "3", "default_slot", 3),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "auto", "default_slot", None),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "", "default_slot", None),
+        ("COMFY_PARALLEL_STRICT", "1", "strict", True),
+        ("COMFY_PARALLEL_STRICT", "0", "strict", False),
+    ],
+)
+def test_good_values(name: str, value: str, field: str, expected: object) -> None:
+    assert getattr(read(**{name: value}), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("COMFY_MULTI_GPU_SCHED", "true", "1 (on) or 0 (off)"),
+        ("COMFY_MULTI_GPU_SCHED", "2", "1 (on) or 0 (off)"),
+        ("COMFY_NUM_GPUS", "0", "from 1 to 999"),
+        ("COMFY_NUM_GPUS", "-1", "from 1 to 999"),
+        ("COMFY_NUM_GPUS", "1.5", "from 1 to 999"),
+        ("COMFY_NUM_GPUS", "1000", "from 1 to 999"),
+        ("COMFY_NUM_GPUS", "all", "leave it unset"),
+        ("COMFY_NUM_GPUS", "٤", "from 1 to 999"),
+        ("COMFY_NUM_GPUS", "²", "from 1 to 999"),
+        ("COMFY_PARALLEL_DEVICES", "0,1", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda:", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda:-1", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda:0,", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda:00", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "cuda:٠", "cuda:0,cuda:1"),
+        ("COMFY_PARALLEL_DEVICES", "CPU", "cpu,cpu"),
+        ("COMFY_PARALLEL_DEVICES", "cpu:0", "cpu,cpu"),
+        ("COMFY_PARALLEL_DEVICES", "cpu,cuda:0", "one kind"),
+        ("COMFY_PARALLEL_SLOTS_PER_GPU", "0", "from 1 to 999"),
+        ("COMFY_PARALLEL_SLOTS_PER_GPU", "two", "from 1 to 999"),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "-1", "auto"),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "AUTO", "auto"),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "1,2", "counted from 0"),
+        ("COMFY_PARALLEL_DEFAULT_GPU", "٣", "auto"),
+        ("COMFY_PARALLEL_STRICT", "yes", "1 (on) or 0 (off)"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_the_value_and_the_fix(name: str, value: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read(**{name: value})
+    message = str(refusal.value)
+    assert message.startswith(f"{name}={value!r}: ")
+    assert fix in message
+
+
+def test_it_cannot_be_changed() -> None:
+    config = read()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.strict = True  # type: ignore[misc]

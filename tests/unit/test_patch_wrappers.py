@@ -1,0 +1,200 @@
+"""The small wrappers that live beside the patches that use them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from comfy_parallel.patches import executing, model_management
+from comfy_parallel.slot import Run, Slot, entered
+from tests.fakes import make_slots
+
+pytestmark = pytest.mark.timeout(10)
+
+SOON_S = 0.2  # how long one that should find nobody waits
+LONG_S = 5.0
+
+
+@pytest.fixture
+def slots() -> tuple[Slot, ...]:
+    return make_slots("cuda:0", "cuda:1")
+
+
+class Meeting:
+    """A function that says whether another thread was inside it at the same time."""
+
+    def __init__(self, timeout_s: float = SOON_S) -> None:
+        self._barrier = threading.Barrier(2, timeout=timeout_s)
+
+    def __call__(self) -> bool:
+        try:
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            return False
+        return True
+
+
+def met(call: Callable[[], bool], callers: tuple[Slot | None, ...]) -> bool:
+    """Whether calls of one function by each caller, all at once, overlap."""
+
+    def run(slot: Slot | None) -> bool:
+        with entered(slot):
+            return call()
+
+    with ThreadPoolExecutor(len(callers)) as pool:
+        return any(pool.map(run, callers))
+
+
+# Attention under process-wide flags.
+
+
+def attention(timeout_s: float = SOON_S, **names: Any) -> Any:
+    code = compile("def scaled_dot_product_attention():\n    return meet()", "ops.py", "exec").co_consts[0]
+    return FunctionType(code, {"meet": Meeting(timeout_s), **names})
+
+
+def test_attention_that_sets_flags_runs_one_slot_at_a_time(slots: tuple[Slot, ...]) -> None:
+    assert not met(model_management._one_at_a_time(attention(sdpa_kernel=None)), slots)
+
+
+def test_outside_slots_attention_takes_no_lock() -> None:
+    assert met(model_management._one_at_a_time(attention(LONG_S, sdpa_kernel=None)), (None, None))
+
+
+def test_attention_that_sets_no_flags_is_not_wrapped() -> None:
+    original = attention()
+    assert model_management._one_at_a_time(original) is original
+
+
+# Housekeeping.
+
+
+@pytest.mark.parametrize(
+    ("caller", "running", "runs"),
+    [(0, [], True), (0, [0], True), (0, [1], False), (0, [0, 1], False), (None, [0, 1], True)],
+)
+def test_housekeeping_waits_until_the_other_slots_rest(
+    slots: tuple[Slot, ...], caller: int | None, running: list[int], runs: bool
+) -> None:
+    for index in running:
+        slots[index].run = Run(f"job {index}")
+    calls: list[Any] = []
+    with entered(None if caller is None else slots[caller]):
+        executing._when_others_rest(calls.append)("restore")
+    assert calls == (["restore"] if runs else [])
+
+
+def test_writers_of_the_asset_database_take_turns(slots: tuple[Slot, ...]) -> None:
+    assert not met(executing._locked(Meeting()), slots)
+
+
+# PIL's process-wide setting.
+
+
+class FakePil:
+    """The host's helper, which turns a setting of PIL's on for its second try."""
+
+    def __init__(self) -> None:
+        self.is_lenient = False
+        self.inside = threading.Semaphore(1)
+        self.was_shared = False
+
+    def pillow(self, fn: Callable[[Any], Any], arg: Any) -> Any:
+        self.was_shared |= not self.inside.acquire(blocking=False)
+        previous, self.is_lenient = self.is_lenient, True
+        try:
+            return fn(arg)
+        finally:
+            self.is_lenient = previous
+            self.inside.release()
+
+    def load(self, arg: Any) -> Any:
+        if not self.is_lenient:
+            raise OSError("truncated")
+        return arg
+
+
+def test_retries_of_truncated_images_do_not_overlap(slots: tuple[Slot, ...]) -> None:
+    pil = FakePil()
+    pillow = executing._pillow(pil.pillow)
+
+    def retry(slot: Slot) -> list[Any]:
+        with entered(slot):
+            return [pillow(pil.load, number) for number in range(200)]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(retry, slots)) == [list(range(200))] * 2
+    assert not pil.was_shared
+    assert not pil.is_lenient
+
+
+def test_an_image_that_opens_takes_no_lock(slots: tuple[Slot, ...]) -> None:
+    def refuse(fn: Any, arg: Any) -> Any:
+        raise AssertionError("nothing was to be retried")
+
+    with executing._pillow_lock:
+        assert executing._pillow(refuse)(len, "abc") == 3
+
+
+def test_other_errors_are_not_retried() -> None:
+    with pytest.raises(KeyError):
+        executing._pillow(lambda fn, arg: arg)(lambda arg: {}[arg], "x")
+
+
+# Prefixes of expanded graphs.
+
+
+class GraphBuilder:
+    """The host's, as far as prefixes go."""
+
+    @classmethod
+    def alloc_prefix(cls, root: str, call_index: int, graph_index: int) -> str:
+        return f"{root}.{call_index}.{graph_index}."
+
+
+def test_prefixes_are_counted_per_slot(slots: tuple[Slot, ...]) -> None:
+    set_default_prefix = executing._set_default_prefix(lambda *args: None)
+    alloc_prefix = executing._alloc_prefix(GraphBuilder.alloc_prefix.__func__)
+    for slot in slots:
+        with entered(slot):
+            set_default_prefix(GraphBuilder, f"node{slot.index}", 3 + slot.index)
+    prefixes = []
+    for _ in range(2):
+        for slot in slots:
+            with entered(slot):
+                prefixes.append(alloc_prefix(GraphBuilder))
+    assert prefixes == ["node0.3.0.", "node1.4.0.", "node0.3.1.", "node1.4.1."]
+    with entered(slots[0]):
+        assert alloc_prefix(GraphBuilder, "own", graph_index=9) == "own.3.9."
+        assert alloc_prefix(GraphBuilder) == "node0.3.3."
+
+
+# The preview method.
+
+
+def test_the_preview_method_is_the_slots_own(slots: tuple[Slot, ...]) -> None:
+    host_args = SimpleNamespace(preview_method="none", preview_size=512)
+    args = executing.SlotArgs(host_args)
+    with entered(slots[0]):
+        args.preview_method = "taesd"
+        args.preview_size = 256
+    with entered(slots[1]):
+        assert args.preview_method == "none"
+        assert args.preview_size == 256
+    with entered(slots[0]):
+        assert args.preview_method == "taesd"
+    args.preview_method = "auto"
+    assert host_args == SimpleNamespace(preview_method="auto", preview_size=256)
+
+
+# Pinned memory.
+
+
+@pytest.mark.parametrize(("total", "expected"), [(100.0, 50.0), (-1, -1), (0, 0)])
+def test_each_slot_may_pin_its_share(slots: tuple[Slot, ...], total: float, expected: float) -> None:
+    assert model_management._share_of_pinned_memory(total) == expected
