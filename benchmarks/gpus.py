@@ -37,7 +37,7 @@ def main() -> int:
 
 def run_tests(comfyui: Path) -> int:
     env = {**os.environ, "COMFYUI_PATH": str(comfyui), "COMFY_PARALLEL_REQUIRE_GPU": "1"}
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-s", "-p", "no:cacheprovider", "--tb=short"]
     return subprocess.run(command, cwd=REPO_DIR, env=env).returncode
 
 

@@ -34,3 +34,10 @@ def device_type() -> str:
     import comfy.model_management
 
     return str(comfy.model_management.get_torch_device().type)
+
+
+def allows_origins() -> bool:
+    """Whether the host answers requests from other origins (`--enable-cors-header`)."""
+    from comfy.cli_args import args
+
+    return bool(args.enable_cors_header)

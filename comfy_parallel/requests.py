@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from comfy_parallel.errors import BadRequest
 
 MAX_DEPTH = 100
+_CONTAINERS = (dict, list)
 
 
 def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> dict[str, Any]:
@@ -25,10 +26,16 @@ def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> di
         data = json.loads(body.decode(charset))
     except (ValueError, LookupError, RecursionError) as error:
         raise _bad("the request body is no JSON", f"send a JSON object, UTF-8 encoded: {error}") from error
+    check_object(data)
+    return cast(dict[str, Any], data)
+
+
+def check_object(data: Any) -> None:
+    """A request body must be an object, and no deeper than the host can copy recursively, also on its event loop."""
     if not isinstance(data, dict):
         raise _bad(f"the request body is {_kind(data)}", "send a JSON object")
-    _check_depth(data)
-    return data
+    if _is_deeper_than(data, MAX_DEPTH):
+        raise _bad("the request body is nested too deeply", f"send lists and objects nested at most {MAX_DEPTH} deep")
 
 
 def check_prompt(data: dict[str, Any]) -> None:
@@ -73,18 +80,14 @@ def check_page(query: dict[str, str]) -> None:
             raise _bad(f"{name}={query[name]!r:.60}", f"set {name} to a whole number, or leave it out")
 
 
-def _check_depth(data: dict[str, Any]) -> None:
-    """The host copies what waits recursively, now and then on its event loop: what is too deep for that stops it."""
+def _is_deeper_than(data: dict[str, Any], depth: int) -> bool:
     level: list[Any] = [data]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level if isinstance(parent, dict | list) for child in _children(parent)]
+    for _ in range(depth):
+        children = itertools.chain.from_iterable(x.values() if type(x) is dict else x for x in level)
+        level = [child for child in children if type(child) in _CONTAINERS]
         if not level:
-            return
-    raise _bad("the request body is nested too deeply", f"send lists and objects nested at most {MAX_DEPTH} deep")
-
-
-def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return parent.values() if isinstance(parent, dict) else parent
+            return False
+    return True
 
 
 def _check_number(data: dict[str, Any]) -> None:

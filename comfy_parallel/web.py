@@ -22,18 +22,26 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What to do around one of the host's routes: check its body, make its scope, complete its reply."""
+    """What to do around one of the host's routes: check its body, make its scope, complete its reply.
+
+    `host_parses`: the body is checked in the host's own handler, by `check_prompt`, and not parsed twice.
+    """
 
     check: Callable[[dict[str, Any]], None] | None = None
     may_be_empty: bool = False
+    host_parses: bool = False
     scope: Callable[[Scope, dict[str, Any]], None] | None = None
-    complete: Callable[[dict[str, Any], Scope, Any], None] | None = None
+    complete: Callable[[bytes, Scope, Any], bytes] | None = None
 
 
-def setup(server: Any, front: Any, models_of: status.ModelsOf) -> None:
-    """Add the middlewares and the routes to the host's server, before it builds its routing table."""
+def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> None:
+    """Add the middlewares and the routes to the host's server, before it builds its routing table.
+
+    `allows_origins`: the host was started with --enable-cors-header.
+    """
     server.app.middlewares.append(_scope_middleware(server, front))
-    server.app.middlewares.insert(0, _cors_middleware)
+    if allows_origins:
+        server.app.middlewares.insert(0, _cors_middleware)
     _add_routes(server.routes, front, models_of)
 
 
@@ -63,12 +71,12 @@ def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler
             with scoped(Scope(viewed_slot=_slot_of_client(request.rel_url.query.get("clientId")))):
                 return await handler(request)
         rule = _rule(request.method, path)
-        if rule is None:
-            return await handler(request)
         try:
+            if rule is None:
+                return await handler(request)
             scope = await _scope_of(request, rule)
             with scoped(scope):
-                response = await handler(request)
+                response = await _handle(handler, request, rule)
         except BadRequest as error:
             return _refusal(error)
         if rule.complete is not None:
@@ -86,6 +94,16 @@ async def _cors_middleware(request: web.Request, handler: Handler) -> web.Stream
     if allowed is not None:
         response.headers["Access-Control-Allow-Headers"] = f"{allowed}, {HEADER}"
     return response
+
+
+async def _handle(handler: Handler, request: web.Request, rule: Rule) -> web.StreamResponse:
+    if not rule.host_parses:
+        return await handler(request)
+    try:
+        return await handler(request)
+    except (ValueError, LookupError, RecursionError):
+        requests.parse_object(await request.read(), charset=request.charset or "utf-8")  # Says what is wrong with it.
+        raise
 
 
 async def _scope_of(request: web.Request, rule: Rule) -> Scope:
@@ -113,11 +131,17 @@ def _scope_to_slot(scope: Scope, data: dict[str, Any]) -> None:
     scope.slot = scope.target if isinstance(scope.target, int) else None
 
 
-def _scope_of_prompt(scope: Scope, data: dict[str, Any]) -> None:
+def check_prompt(data: Any) -> None:
+    """Check what `POST /prompt` brought.
+
+    Raises:
+        BadRequest: when the host could not act on it, or when it names a slot that is not there.
+    """
+    requests.check_object(data)
+    requests.check_prompt(data)
     target = data.get("extra_data", {}).get(BODY_FIELD)
     if target is not None:
-        parsed = parse_target(target, len(slots()), f"extra_data.{BODY_FIELD}")
-        scope.target = parsed if scope.target is None else scope.target
+        parse_target(target, len(slots()), f"extra_data.{BODY_FIELD}")
 
 
 def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
@@ -131,25 +155,28 @@ def _slot_of_client(client_id: str | None) -> int | None:
     return runs[0] if runs else None
 
 
-def _add_placed(reply: dict[str, Any], scope: Scope, front: Any) -> None:
-    if "prompt_id" in reply:
-        reply["gpu_id"] = scope.placed
+def _add_placed(reply: bytes, scope: Scope, front: Any) -> bytes:
+    """Adds to the JSON object as text: this is on the way of every job."""
+    if b'"prompt_id"' not in reply:
+        return reply
+    gpu_id = "null" if scope.placed is None else scope.placed
+    return f'{reply.decode().rstrip()[:-1]}, "gpu_id": {gpu_id}}}'.encode()
 
 
-def _add_gpu_ids(reply: dict[str, Any], scope: Scope, front: Any) -> None:
+def _add_gpu_ids(reply: bytes, scope: Scope, front: Any) -> bytes:
     """The newer hosts' job list: say of each job which slot runs or ran it."""
-    for job in reply.get("jobs", [reply]):
+    data = json.loads(reply)
+    for job in data.get("jobs", [data]):
         if isinstance(job, dict) and "id" in job:
             job["gpu_id"] = front.gpu_id_of(job["id"])
+    return json.dumps(data).encode()
 
 
 def _complete(response: web.StreamResponse, rule: Rule, scope: Scope, front: Any) -> None:
     if response.status != 200 or not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return
-    reply = json.loads(response.body)
     assert rule.complete is not None
-    rule.complete(reply, scope, front)
-    response.body = json.dumps(reply).encode()
+    response.body = rule.complete(response.body, scope, front)
 
 
 def _refusal(error: BadRequest) -> web.Response:
@@ -166,7 +193,7 @@ def _rule(method: str, path: str) -> Rule | None:
 
 
 _RULES = {
-    ("POST", "/prompt"): Rule(check=requests.check_prompt, scope=_scope_of_prompt, complete=_add_placed),
+    ("POST", "/prompt"): Rule(host_parses=True, complete=_add_placed),
     ("GET", "/queue"): Rule(scope=_scope_to_slot),
     ("POST", "/queue"): Rule(check=requests.check_queue_change, scope=_scope_to_slot),
     ("POST", "/interrupt"): Rule(check=requests.check_interrupt, may_be_empty=True, scope=_scope_of_interrupt),

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from comfy_parallel import start, web
+from comfy_parallel import host, start, web
 from comfy_parallel.loaded_models import models_of
 from comfy_parallel.patching import Addition, Patch
 from comfy_parallel.routing import current_scope
@@ -39,9 +39,18 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         original(self, loop, *args, **kwargs)
         start.start_slots(self.prompt_queue)
         self.prompt_queues = self.prompt_queue.slot_queues
-        web.setup(self, self.prompt_queue, models_of)
+        web.setup(self, self.prompt_queue, models_of, allows_origins=host.allows_origins())
 
     return __init__
+
+
+def _trigger_on_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def trigger_on_prompt(self: Any, json_data: Any, *args: Any, **kwargs: Any) -> Any:
+        web.check_prompt(json_data)
+        return original(self, json_data, *args, **kwargs)
+
+    return trigger_on_prompt
 
 
 def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
@@ -73,6 +82,13 @@ PATCHES: tuple[Patch, ...] = (
         why="Slots, routes and middlewares are added once the server exists.",
         until="the host has a start-up hook",
         hazards=(3, 10),
+    ),
+    Patch(
+        target="server:PromptServer.trigger_on_prompt",
+        wrap=_trigger_on_prompt,
+        params=("self", "json_data"),
+        why="A job that the host cannot act on must be refused before it is queued.",
+        until="the host checks what clients send",
     ),
     Patch(
         target="server:PromptServer.send_sync",

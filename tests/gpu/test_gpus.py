@@ -13,7 +13,7 @@ import pytest
 from tests.gpu.conftest import MakeGpuServer
 from tests.host import jobs as small_jobs
 from tests.host.server import POLL_S, HostServer, HostServerError
-from tests.host.test_parity import Run, differing, make_jobs, run_jobs
+from tests.host.test_parity import Job, Run, differing, make_jobs, run_jobs
 from tests.host.workflows import node, txt2img
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(500)]
@@ -177,9 +177,9 @@ def test_a_device_that_cannot_be_initialised_ends_the_start(make_gpu_server: Mak
         process.wait()
 
 
-# On a GPU, stock's first job on a fresh server differs by up to 2 of 255 from the same job run later (found with
-# samplers that add noise); after it, the order does not matter. So a job is compared with a first job when it is
-# the first of its slot, and with a later job when it is not.
+# On a GPU, stock gives a few jobs slightly other pixels (up to 10 of 255) when they are the first after a model was
+# loaded or switched; the same order gives the same bytes every time. On N slots other jobs come first, so a job may
+# equal either of two stock runs, one in the order of submission and one in reverse, byte for byte.
 
 
 def warmed_up(server: HostServer, num_slots: int) -> HostServer:
@@ -188,30 +188,53 @@ def warmed_up(server: HostServer, num_slots: int) -> HostServer:
     return server
 
 
-@pytest.fixture(scope="module")
-def stock_run(make_gpu_server: MakeGpuServer) -> Run:
-    """The parity jobs one by one on stock ComfyUI, on one GPU."""
+def stock_in_order(make_gpu_server: MakeGpuServer, jobs: list[Job]) -> Run:
+    """The jobs one by one on stock ComfyUI, on one GPU."""
     server = warmed_up(make_gpu_server(slots=None, link=False), 1)
-    run = run_jobs(server, make_jobs()[:PARITY_JOBS])
+    run = run_jobs(server, jobs)
     server.stop()
     return run
 
 
-def test_stock_on_one_gpu_equals_itself_in_any_order(make_gpu_server: MakeGpuServer, stock_run: Run) -> None:
-    jobs = make_jobs()[:PARITY_JOBS][::-1]
-    server = warmed_up(make_gpu_server(slots=None, link=False), 1)
-    again = run_jobs(server, jobs)
-    server.stop()
-    assert differing(jobs, stock_run, again) == []
+@pytest.fixture(scope="module")
+def stock_run(make_gpu_server: MakeGpuServer) -> Run:
+    return stock_in_order(make_gpu_server, make_jobs()[:PARITY_JOBS])
 
 
-def test_images_are_those_of_stock_on_one_gpu(make_gpu_server: MakeGpuServer, num_gpus: int, stock_run: Run) -> None:
+@pytest.fixture(scope="module")
+def stock_reversed(make_gpu_server: MakeGpuServer) -> Run:
+    return stock_in_order(make_gpu_server, make_jobs()[:PARITY_JOBS][::-1])
+
+
+def unlike_stock(jobs: list[Job], found: Run, *stock_runs: Run) -> list[str]:
+    """The jobs whose images are those of none of the runs."""
+    left = jobs
+    for run in stock_runs:
+        left = [job for job in left if differing([job], run, found)]
+    return differing(left, stock_runs[0], found)
+
+
+def test_stock_on_one_gpu_equals_itself_in_the_same_order(make_gpu_server: MakeGpuServer, stock_run: Run) -> None:
+    jobs = make_jobs()[:PARITY_JOBS]
+    assert differing(jobs, stock_run, stock_in_order(make_gpu_server, jobs)) == []
+
+
+def test_stock_in_reverse_order_differs_in_few_jobs(stock_run: Run, stock_reversed: Run) -> None:
+    """Or accepting either would say little."""
+    different = differing(make_jobs()[:PARITY_JOBS], stock_run, stock_reversed)
+    print("stock in reverse order differs from stock in order:", *different, sep="\n")
+    assert len(different) <= PARITY_JOBS // 20
+
+
+def test_images_are_those_of_stock_on_one_gpu(
+    make_gpu_server: MakeGpuServer, num_gpus: int, stock_run: Run, stock_reversed: Run
+) -> None:
     jobs = make_jobs()[:PARITY_JOBS]
     server = warmed_up(make_gpu_server(slots=""), num_gpus)
     found = run_jobs(server, jobs)
     server.stop()
     assert {entry["gpu_id"] for entry in found.entries.values()} == set(range(num_gpus))
-    assert differing(jobs, stock_run, found) == []
+    assert unlike_stock(jobs, found, stock_run, stock_reversed) == []
 
 
 def test_a_slots_first_image_is_that_of_a_fresh_stock_server(make_gpu_server: MakeGpuServer, num_gpus: int) -> None:
@@ -228,11 +251,11 @@ def test_a_slots_first_image_is_that_of_a_fresh_stock_server(make_gpu_server: Ma
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_two_slots_on_one_gpu_give_the_same_images(
-    make_gpu_server: MakeGpuServer, stock_run: Run, attempt: int
+    make_gpu_server: MakeGpuServer, stock_run: Run, stock_reversed: Run, attempt: int
 ) -> None:
     jobs = make_jobs()[:50]
     server = make_gpu_server(slots="cuda:0", env={"COMFY_PARALLEL_SLOTS_PER_GPU": "2"})
     found = run_jobs(warmed_up(server, 2), jobs)
     server.stop()
     assert {entry["gpu_id"] for entry in found.entries.values()} == {0, 1}
-    assert differing(jobs, stock_run, found) == []
+    assert unlike_stock(jobs, found, stock_run, stock_reversed) == []
