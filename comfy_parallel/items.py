@@ -39,12 +39,19 @@ def client_of(item: Any) -> Any:
     return item[3].get("client_id") if isinstance(item[3], dict) else None
 
 
-def error_event(prompt_id: str, error: BaseException) -> dict[str, Any]:
+def _node_of(item: Any, node_id: str | None) -> dict[str, Any]:
+    node = item[2].get(node_id) if isinstance(item[2], dict) else None
+    return node if isinstance(node, dict) else {}
+
+
+def error_event(item: Any, error: BaseException, node_id: str | None) -> dict[str, Any]:
+    """How a job's failure is told. The host's clients expect strings: no known node is an empty one."""
     reason = str(error) or type(error).__name__
+    node = _node_of(item, node_id)
     return {
-        "prompt_id": prompt_id,
-        "node_id": None,
-        "node_type": None,
+        "prompt_id": item[1],
+        "node_id": node_id if node else "",
+        "node_type": node.get("class_type", ""),
         "executed": [],
         "exception_message": f"The slot's worker ended while it ran this job: {reason}",
         "exception_type": type(error).__name__,

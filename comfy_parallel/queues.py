@@ -330,7 +330,8 @@ class SlotQueue:
 
     def _fail(self, item_id: int, item: QueueItem, error: BaseException) -> None:
         logger.error("%s: job %s ended as an error: %r", self.slot.name, item[1], error)
-        event = error_event(item[1], error)
+        event = error_event(item, error, self.server.last_node_id)
+        self.server.last_node_id = None  # As the host does at a job's end: who reconnects must not see it run.
         status = self.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
         outcome = {"history_result": {"outputs": {}, "meta": {}}, "status": status, **self._without_secrets()}
         try:

@@ -20,6 +20,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.prompt_queue: Any = None
+        self.last_node_id: str | None = None
         self.remaining: list[int] = []
         self.sent: list[tuple[str, dict[str, Any], Any]] = []
 

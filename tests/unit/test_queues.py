@@ -563,6 +563,26 @@ def test_a_job_of_nobody_fails_without_telling_anybody(front: Any) -> None:
     assert message["exception_message"].endswith("RuntimeError")
 
 
+@pytest.mark.parametrize(("last", "named"), [("1", ("1", "Node")), ("of an earlier job", ("", "")), (None, ("", ""))])
+def test_a_failed_job_names_the_node_that_ran(front: Any, last: str | None, named: tuple[str, str]) -> None:
+    put(front, "a", target=0)
+    take(front.slot_queues[0])
+    front.server.last_node_id = last
+    front.slot_queues[0].fail_running(RuntimeError("died"))
+    ((_, message),) = front.history["a"]["status"]["messages"]
+    assert (message["node_id"], message["node_type"]) == named
+    assert front.server.last_node_id is None
+
+
+@pytest.mark.parametrize("prompt", [None, [], {"1": "no node"}])
+def test_a_job_that_a_node_made_up_fails_all_the_same(front: Any, prompt: Any) -> None:
+    front.put((0, "a", prompt, {}, [], {}))
+    take(front.slot_queues[0])
+    front.server.last_node_id = "1"
+    assert front.slot_queues[0].fail_running(RuntimeError("died")) == ["a"]
+    assert front.history["a"]["status"]["status_str"] == "error"
+
+
 def test_a_job_that_cannot_be_copied_for_another_reason_is_not_lost(front: Any) -> None:
     queue = front.slot_queues[0]
     put(front, "locked", target=0, lock=threading.Lock())
