@@ -137,11 +137,12 @@ class _Scan:
         self._classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)} | {"cls"}
 
     def changes(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[str, int]]:
-        declared = {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
-        stored = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        local = {argument.arg for argument in function.args.args} | (stored - declared)
-        for node in ast.walk(function):
-            name = self._changed(node, declared, self._globals - local)
+        nodes = list(ast.walk(function))
+        declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+        stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        visible = self._globals - {argument.arg for argument in function.args.args} - (stored - declared)
+        for node in nodes:
+            name = self._changed(node, declared, visible)
             if name is not None:
                 yield name, node.lineno  # type: ignore[attr-defined]
 

@@ -170,8 +170,8 @@ def _replace_copies(patched: ModuleType, undos: list[Undo]) -> Iterator[Undo]:
     named = [undo for undo in undos if undo.is_name and undo.owner is patched and callable(undo.original)]
     new_of = {id(undo.original): undo.new for undo in named}
     package = patched.__name__.partition(".")[0]
-    for module in list(sys.modules.values()) if new_of else ():
-        if isinstance(module, ModuleType) and module.__name__.partition(".")[0] != package:
+    for module in _holders(new_of):
+        if module.__name__.partition(".")[0] != package:
             for name, value in list(vars(module).items()):
                 if id(value) in new_of:
                     yield replace(module, name, new_of[id(value)])
@@ -181,12 +181,19 @@ def _restore_copies(reverted: list[Undo]) -> None:
     """Modules imported after us may hold a replacement under a name of their own."""
     named = [undo for undo in reverted if undo.is_name and isinstance(undo.owner, ModuleType) and callable(undo.new)]
     undo_of = {id(undo.new): undo for undo in named if undo.original is not _ABSENT}
-    for module in list(sys.modules.values()) if undo_of else ():
-        if isinstance(module, ModuleType):
-            for name, value in list(vars(module).items()):
-                while (undo := undo_of.get(id(value))) is not None and value is not undo.original:
-                    value = undo.original
-                    setattr(module, name, value)
+    for module in _holders(undo_of):
+        for name, value in list(vars(module).items()):
+            while (undo := undo_of.get(id(value))) is not None and value is not undo.original:
+                value = undo.original
+                setattr(module, name, value)
+
+
+def _holders(ids: Iterable[int]) -> Iterator[ModuleType]:
+    """The modules that have a name for one of these objects; quick, for a host imports thousands of modules."""
+    wanted = set(ids)
+    for module in list(sys.modules.values()) if wanted else ():
+        if isinstance(module, ModuleType) and not wanted.isdisjoint(map(id, list(vars(module).values()))):
+            yield module
 
 
 class ModuleSource:

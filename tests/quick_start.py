@@ -27,6 +27,7 @@ SIZE = 128
 TIMEOUT_S = 300.0
 REFRESH_S = 0.1
 BAR_CHARS = 24
+STEPS_PER_LINE = 4  # where lines cannot be redrawn
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -52,7 +53,7 @@ class SlotLine:
         return f"slot {self.slot}: {self.done} done, job {self.job + 1} [{bar}] step {self.step}/{self.steps}"
 
     def apply(self, event: dict[str, Any], job: int) -> bool:
-        """Take in one event; whether a job started or ended."""
+        """Take in one event; whether it is worth a line of its own: a start, every few steps, an end."""
         kind, data = event["type"], event["data"]
         if kind == "progress":
             self.job, self.step, self.steps = job, data["value"], data["max"]
@@ -61,11 +62,12 @@ class SlotLine:
         elif kind in ENDS:
             self.job = None
             self.done += 1
-        return kind == "execution_start" or kind in ENDS
+        is_shown_step = kind == "progress" and self.step % STEPS_PER_LINE == 0
+        return kind == "execution_start" or is_shown_step or kind in ENDS
 
 
 class Board:
-    """One line per slot: redrawn in place on a terminal, else printed when a job starts or ends."""
+    """One line per slot: redrawn in place on a terminal, else printed now and then."""
 
     def __init__(self, job_ids: list[str], slot_count: int) -> None:
         self._jobs = {job_id: number for number, job_id in enumerate(job_ids)}

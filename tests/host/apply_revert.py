@@ -1,9 +1,10 @@
 """Applies all patches to a host in this process and takes them off again; prints what that left, as JSON.
 
-usage: python tests/host/apply_revert.py HOST_DIR BASE_DIR {late|early|failures}
+usage: python tests/host/apply_revert.py HOST_DIR BASE_DIR {off|late|failures}...|early
 
 late: the host is imported first, patched and restored three times. early: patched first, then imported, as
-in a real start. failures: one failure injected at each patch.
+in a real start. failures: one failure injected at each patch. off: the start script is run as the host does
+it, with the scheduler off.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import operator
 import os
+import runpy
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -76,9 +80,16 @@ def classes() -> Iterator[tuple[str, type]]:
 def differences(before: Snapshot, after: Snapshot) -> list[str]:
     found = [f"{owner} is {'new' if owner in after else 'gone'}" for owner in before.keys() ^ after.keys()]
     for owner in before.keys() & after.keys():
+        if is_all_same(before[owner], after[owner]):
+            continue
         names = before[owner].keys() | after[owner].keys()
         found += [f"{owner}.{name}" for name in names if not is_same(before[owner], after[owner], name)]
     return sorted(found)
+
+
+def is_all_same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """A quick look; False says nothing."""
+    return list(before) == list(after) and all(map(operator.is_, before.values(), after.values()))
 
 
 def is_same(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
@@ -101,8 +112,8 @@ def remnants() -> list[str]:
 def is_ours(value: Any) -> bool:
     if isinstance(value, FunctionType):
         return Path(value.__code__.co_filename).is_relative_to(REPO_DIR / "comfy_parallel")
-    owner = value if isinstance(value, type) else type(value)
-    return str(vars(owner).get("__module__")).startswith("comfy_parallel")
+    kinds = type.mro(value if isinstance(value, type) else type(value))
+    return any(str(vars(kind).get("__module__")).startswith("comfy_parallel") for kind in kinds)
 
 
 def late() -> dict[str, Any]:
@@ -138,46 +149,71 @@ def failures() -> dict[str, Any]:
     from comfy_parallel.errors import HostMismatch
     from comfy_parallel.patching import PatchSet
 
-    def fail(exception: type[Exception]) -> Callable[..., Any]:
-        def raise_it(self: Any, module: ModuleType) -> Any:
-            raise exception("injected")
+    def fail(self: Any, module: ModuleType) -> Any:
+        raise ValueError("injected")
 
-        return raise_it
+    def mismatch(self: Any, module: ModuleType) -> Any:
+        raise HostMismatch("injected")
 
     def fail_after(self: Any, module: ModuleType) -> Iterator[Any]:
         yield from type(self).__mro__[1].apply(self, module)
         raise ValueError("injected")
 
-    kinds = {
-        "mismatch": {"check_live": fail(HostMismatch)},
-        "check": {"check_live": fail(ValueError)},
-        "apply": {"apply": fail(ValueError)},
-        "after": {"apply": fail_after},
+    present = [patch for patch in patches.ALL if patch.module in sys.modules]  # others are never applied
+    firsts = list({patch.module: patch for patch in reversed(present)}.values())
+    lasts = list({patch.module: patch for patch in present}.values())
+    kinds = {  # A module's patches are all checked before the first of them is applied.
+        "mismatch": (lasts, {"check_live": mismatch}),
+        "check": (lasts[-1:], {"check_live": fail}),
+        "apply": (firsts[-1:], {"apply": fail}),
+        "after": (present, {"apply": fail_after}),
     }
     before = snapshot()
     outcomes: dict[str, list[Any]] = {kind: [] for kind in kinds}
-    for index, patch in enumerate(patches.ALL):
-        if patch.module not in sys.modules:
-            continue  # not in this host: never applied
-        for kind, methods in kinds.items():
-            failing = type("Failing", (type(patch),), methods)
-            fields = {field.name: getattr(patch, field.name) for field in dataclasses.fields(patch)}
+    for kind, (failing, methods) in kinds.items():
+        for patch in failing:
             told: list[Any] = []
-            changed = (*patches.ALL[:index], failing(**fields), *patches.ALL[index + 1 :])
-            patch_set = PatchSet(changed, told.append)
+            patch_set = PatchSet(
+                tuple(broken(each, methods) if each is patch else each for each in patches.ALL), told.append
+            )
             try:
                 patch_set.install()
             except ValueError as error:
                 told.append(error)
             outcomes[kind].append([patch.target, [str(each) for each in told], differences(before, snapshot())])
             patch_set.revert()
-    return outcomes
+    return {"present": [patch.target for patch in present], "outcomes": outcomes}
+
+
+def broken(patch: Any, methods: dict[str, Any]) -> Any:
+    """The same patch with other methods."""
+    kind = type("Broken", (type(patch),), methods)
+    return kind(**{field.name: getattr(patch, field.name) for field in dataclasses.fields(patch)})
+
+
+def off() -> dict[str, Any]:
+    import_host()
+    results = {}
+    for value in (None, "0"):
+        os.environ.pop("COMFY_MULTI_GPU_SCHED", None)
+        if value is not None:
+            os.environ["COMFY_MULTI_GPU_SCHED"] = value
+        before, environment, threads = snapshot(), dict(os.environ), threading.enumerate()
+        runpy.run_path(str(REPO_DIR / "prestartup_script.py"))
+        results[str(value)] = {
+            "changed": differences(before, snapshot()),
+            "new_threads": len(set(threading.enumerate()) - set(threads)),
+            "same_environment": environment == dict(os.environ),
+        }
+    os.environ["COMFY_MULTI_GPU_SCHED"] = "1"
+    return {"results": results, "remnants": remnants()}
 
 
 def main() -> None:
-    host_dir, base_dir, what = sys.argv[1:]
+    host_dir, base_dir, *modes = sys.argv[1:]
     enter_host(host_dir, base_dir)
-    result = {"late": late, "early": early, "failures": failures}[what]()
+    runs = {"off": off, "late": late, "failures": failures, "early": early}
+    result = {mode: runs[mode]() for mode in modes}
     sys.stdout.write("\n" + json.dumps(result) + "\n")
 
 

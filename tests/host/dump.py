@@ -65,7 +65,9 @@ def described(*values: Any) -> list[Any] | None:
         return None
     value = getattr(values[0], "__func__", values[0])
     own = vars(type(value))
-    names = [getattr(value, name, None) if name in dir(type(value)) else None for name in ("__module__", "__qualname__")]
+    names = [
+        getattr(value, name, None) if name in dir(type(value)) else None for name in ("__module__", "__qualname__")
+    ]
     code = value.__code__ if "__code__" in own and isinstance(value.__code__, CodeType) else None
     return [qualified(type(values[0])), *map(str, names), code and code_digest(code)]
 
@@ -81,7 +83,9 @@ def relocated(code: CodeType) -> CodeType:
 
 
 def namespace(module: str) -> dict[str, Any]:
-    return {name: described(value) for name, value in vars(sys.modules[module]).items()} if module in sys.modules else {}
+    return (
+        {name: described(value) for name, value in vars(sys.modules[module]).items()} if module in sys.modules else {}
+    )
 
 
 def qualified(cls: type) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +83,12 @@ BAD_HEADERS = [
 ]
 TWO_HEADERS = [
     Bad(
-        "two headers", method, prefix + path, body, (HEADER, "once"), ((HEADER, b"0"), (HEADER, b"1")),
+        "two headers",
+        method,
+        prefix + path,
+        body,
+        (HEADER, "once"),
+        ((HEADER, b"0"), (HEADER, b"1")),
         type="invalid_target_gpu",
     )  # fmt: skip
     for prefix in ("", "/api")
@@ -147,7 +151,13 @@ BAD_BODIES = [
     *(raw(name, body, path, "JSON") for path in BODY_ROUTES for name, body in NO_OBJECTS.items()),
     *(raw(name, body, "/interrupt", "JSON") for name, body in NO_OBJECTS.items() if body.strip()),
     *(
-        raw(f"charset {charset}", b"{}", path, "JSON", headers=(("Content-Type", f"text/json; charset={charset}".encode()),))
+        raw(
+            f"charset {charset}",
+            b"{}",
+            path,
+            "JSON",
+            headers=(("Content-Type", f"text/json; charset={charset}".encode()),),
+        )
         for path in (*BODY_ROUTES, "/interrupt")
         for charset in ("klingon", "utf-16", "hex", "\u0661")
     ),
@@ -276,7 +286,7 @@ class Busy:
 
 
 @pytest.fixture(scope="module")
-def busy(make_module_server: MakeServer) -> Iterator[Busy]:
+def busy(make_module_server: MakeServer) -> Busy:
     server = make_module_server(slots=",".join(["cpu"] * NUM_SLOTS))
     finished = server.submit(quick(0))["prompt_id"]
     server.wait([finished])
@@ -284,7 +294,7 @@ def busy(make_module_server: MakeServer) -> Iterator[Busy]:
     running = [start_held(server, watcher, slot) for slot in range(NUM_SLOTS)]
     waiting = [server.submit(progress(slot), slot)["prompt_id"] for slot in range(NUM_SLOTS)]
     waiting.append(server.submit(progress(NUM_SLOTS))["prompt_id"])
-    yield Busy(server, running, waiting, finished)
+    return Busy(server, running, waiting, finished)
 
 
 def assert_refused(busy: Busy, request: Bad) -> None:

@@ -24,7 +24,6 @@ from tests.host.jobs import (
     quick,
     release,
     run_on_each,
-    shown,
     start_held,
 )
 from tests.host.server import JSON, HostServer, WebSocketClient

@@ -212,4 +212,6 @@ def test_one_by_one_on_changing_slots_the_names_are_stocks(server: HostServer, s
 
 def run_and_name(server: HostServer, workflow: Workflow, slot: int | None = None) -> list[str]:
     outputs = server.run(workflow, slot)["outputs"]
-    return sorted(f"{image['subfolder']}/{image['filename']}" for output in outputs.values() for image in output["images"])
+    return sorted(
+        f"{image['subfolder']}/{image['filename']}" for output in outputs.values() for image in output["images"]
+    )

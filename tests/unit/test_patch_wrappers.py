@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel.patches import executing, model_management
+from comfy_parallel import device, patches, random_state, threads
+from comfy_parallel.patches import executing
 from comfy_parallel.slot import Run, Slot, entered
+from comfy_parallel.slot_globals import SlotGlobals
 from tests.fakes import make_slots
 
 pytestmark = pytest.mark.timeout(10)
@@ -23,6 +25,12 @@ LONG_S = 5.0
 @pytest.fixture
 def slots() -> tuple[Slot, ...]:
     return make_slots("cuda:0", "cuda:1")
+
+
+def wrapper(target: str) -> Callable[..., Any]:
+    """What the patch of this target puts around it."""
+    (patch,) = [patch for patch in patches.ALL if patch.target == target]
+    return patch.wrap
 
 
 class Meeting:
@@ -52,6 +60,8 @@ def met(call: Callable[[], bool], callers: tuple[Slot | None, ...]) -> bool:
 
 # Attention under process-wide flags.
 
+ATTENTION = "comfy.ops:scaled_dot_product_attention"
+
 
 def attention(timeout_s: float = SOON_S, **names: Any) -> Any:
     code = compile("def scaled_dot_product_attention():\n    return meet()", "ops.py", "exec").co_consts[0]
@@ -59,16 +69,16 @@ def attention(timeout_s: float = SOON_S, **names: Any) -> Any:
 
 
 def test_attention_that_sets_flags_runs_one_slot_at_a_time(slots: tuple[Slot, ...]) -> None:
-    assert not met(model_management._one_at_a_time(attention(sdpa_kernel=None)), slots)
+    assert not met(wrapper(ATTENTION)(attention(sdpa_kernel=None)), slots)
 
 
 def test_outside_slots_attention_takes_no_lock() -> None:
-    assert met(model_management._one_at_a_time(attention(LONG_S, sdpa_kernel=None)), (None, None))
+    assert met(wrapper(ATTENTION)(attention(LONG_S, sdpa_kernel=None)), (None, None))
 
 
 def test_attention_that_sets_no_flags_is_not_wrapped() -> None:
     original = attention()
-    assert model_management._one_at_a_time(original) is original
+    assert wrapper(ATTENTION)(original) is original
 
 
 # Housekeeping.
@@ -78,19 +88,20 @@ def test_attention_that_sets_no_flags_is_not_wrapped() -> None:
     ("caller", "running", "runs"),
     [(0, [], True), (0, [0], True), (0, [1], False), (0, [0, 1], False), (None, [0, 1], True)],
 )
+@pytest.mark.parametrize("target", ["hook_breaker_ac10a0:restore_functions", "app.assets.seeder:_AssetSeeder.resume"])
 def test_housekeeping_waits_until_the_other_slots_rest(
-    slots: tuple[Slot, ...], caller: int | None, running: list[int], runs: bool
+    slots: tuple[Slot, ...], target: str, caller: int | None, running: list[int], runs: bool
 ) -> None:
     for index in running:
         slots[index].run = Run(f"job {index}")
     calls: list[Any] = []
     with entered(None if caller is None else slots[caller]):
-        executing._when_others_rest(calls.append)("restore")
+        wrapper(target)(calls.append)("restore")
     assert calls == (["restore"] if runs else [])
 
 
 def test_writers_of_the_asset_database_take_turns(slots: tuple[Slot, ...]) -> None:
-    assert not met(executing._locked(Meeting()), slots)
+    assert not met(wrapper("app.assets.services:register_output_files")(Meeting()), slots)
 
 
 # PIL's process-wide setting.
@@ -121,7 +132,7 @@ class FakePil:
 
 def test_retries_of_truncated_images_do_not_overlap(slots: tuple[Slot, ...]) -> None:
     pil = FakePil()
-    pillow = executing._pillow(pil.pillow)
+    pillow = wrapper("node_helpers:pillow")(pil.pillow)
 
     def retry(slot: Slot) -> list[Any]:
         with entered(slot):
@@ -158,8 +169,9 @@ class GraphBuilder:
 
 
 def test_prefixes_are_counted_per_slot(slots: tuple[Slot, ...]) -> None:
-    set_default_prefix = executing._set_default_prefix(lambda *args: None)
-    alloc_prefix = executing._alloc_prefix(GraphBuilder.alloc_prefix.__func__)
+    builder = "comfy_execution.graph_utils:GraphBuilder"
+    set_default_prefix = wrapper(f"{builder}.set_default_prefix")(lambda *args: None)
+    alloc_prefix = wrapper(f"{builder}.alloc_prefix")(GraphBuilder.alloc_prefix.__func__)
     for slot in slots:
         with entered(slot):
             set_default_prefix(GraphBuilder, f"node{slot.index}", 3 + slot.index)
@@ -179,7 +191,7 @@ def test_prefixes_are_counted_per_slot(slots: tuple[Slot, ...]) -> None:
 
 def test_the_preview_method_is_the_slots_own(slots: tuple[Slot, ...]) -> None:
     host_args = SimpleNamespace(preview_method="none", preview_size=512)
-    args = executing.SlotArgs(host_args)
+    args = wrapper("latent_preview:args")(host_args)
     with entered(slots[0]):
         args.preview_method = "taesd"
         args.preview_size = 256
@@ -197,4 +209,24 @@ def test_the_preview_method_is_the_slots_own(slots: tuple[Slot, ...]) -> None:
 
 @pytest.mark.parametrize(("total", "expected"), [(100.0, 50.0), (-1, -1), (0, 0)])
 def test_each_slot_may_pin_its_share(slots: tuple[Slot, ...], total: float, expected: float) -> None:
-    assert model_management._share_of_pinned_memory(total) == expected
+    (pins,) = [patch for patch in patches.ALL if patch.target == "comfy.model_management:PINNED_MEMORY"]
+    assert isinstance(pins, SlotGlobals)
+    assert pins.initial["MAX_PINNED_MEMORY"](total) == expected
+
+
+# What wraps these is tested with its module; that it is what the host gets, only GPUs can show.
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("torch.cuda:empty_cache", device.empty_own_cache),
+        ("comfy_aimdo.model_vbar:vbars_reset_watermark_limits", device.reset_own_watermarks),
+        ("torch.cuda:manual_seed_all", random_state.seed_own_device),
+        ("torch.random:fork_rng", random_state.fork_own_device),
+        ("threading:Thread.start", threads.start_in_slot),
+        ("concurrent.futures:ThreadPoolExecutor.submit", threads.submit_in_slot),
+    ],
+)
+def test_what_only_gpus_can_show_is_declared(target: str, expected: Callable[..., Any]) -> None:
+    assert wrapper(target) is expected

@@ -35,6 +35,11 @@ SEED = ("INT", {"default": 0, "min": 0, "max": 2**62})
 NEVER_CACHED = float("nan")
 
 
+def never_cached() -> float:
+    """A new NaN each time: the host's cache finds one and the same object equal to itself."""
+    return float("nan")
+
+
 def current_slot_index() -> int | None:
     """This thread's slot, or None outside a slot and on a host without comfy_parallel."""
     try:
@@ -73,7 +78,7 @@ class CPTRendezvous:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def meet(self, key: str, parties: int, timeout: float) -> tuple[int, str]:
         with self.changed:
@@ -189,7 +194,7 @@ class CPTThreads:
 
     @classmethod
     def IS_CHANGED(cls) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     async def look(self) -> tuple[str]:
         seen = {
@@ -239,7 +244,7 @@ class CPTRandom:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def draw(self, seed: int, rounds: int) -> tuple[str]:
         torch.manual_seed(seed)
@@ -300,7 +305,7 @@ class CPTKill:
 
     @classmethod
     def IS_CHANGED(cls) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def kill(self) -> tuple[int]:
         raise SystemExit("killed by test")
@@ -319,7 +324,7 @@ class CPTFail:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def fail(self, message: str) -> tuple[int]:
         raise RuntimeError(message)
@@ -338,7 +343,7 @@ class CPTWhere:
 
     @classmethod
     def IS_CHANGED(cls) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def look(self) -> tuple[str]:
         server = PromptServer.instance
@@ -399,7 +404,7 @@ class CPTRequeue:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     def requeue(self, times: int, node_id: str) -> tuple[int]:
         if times > 0:

@@ -19,7 +19,9 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import Any
 
 import comfy.model_management as mm
@@ -104,8 +106,30 @@ class CPTJobState(Looks):
             "registry_nodes": sorted(registry.nodes),
             "context": [context.prompt_id, context.node_id],
             "last_prompt_id": PromptServer.instance.last_prompt_id,
+            "last_node_id": PromptServer.instance.last_node_id,
+            "client_id": PromptServer.instance.client_id,
         }
         meet(key, parties)
+        return (json.dumps(seen),)
+
+
+class CPTInterrupts(Looks):
+    """`interrupter` interrupts its own job, as nodes may, and takes that back; each says what it saw of it."""
+
+    @classmethod
+    def inputs(cls) -> dict[str, Any]:
+        return {"role": (["interrupter", "other"], {})}
+
+    def look(self, key: str, parties: int, role: str) -> tuple[str]:
+        meet(key, parties)
+        if role == "interrupter":
+            mm.interrupt_current_processing()
+        meet(key, parties)
+        during = [mm.interrupt_processing, mm.processing_interrupted()]
+        meet(key, parties)
+        if role == "interrupter":
+            mm.interrupt_processing = False
+        seen = {"during": during, "after": [mm.interrupt_processing, mm.processing_interrupted()]}
         return (json.dumps(seen),)
 
 
@@ -194,40 +218,53 @@ class CPTLoaded(Looks):
 
 
 class CPTCollects(Looks):
-    """`owner` loads a model and drops it as garbage that only the collector finds; `collector` collects it."""
+    """`owner` loads a model and drops it as garbage that only the collector finds; `collector` collects it.
+
+    The collector collects on its own thread or on the event loop's, which belongs to no slot.
+    """
 
     dropped: dict[str, Any] = {}
 
     @classmethod
     def inputs(cls) -> dict[str, Any]:
-        return {"role": (["owner", "collector"], {})}
+        return {"role": (["owner", "collector"], {}), "on_loop": ("BOOLEAN", {"default": False})}
 
-    def look(self, key: str, parties: int, role: str) -> tuple[str]:
+    def look(self, key: str, parties: int, role: str, on_loop: bool) -> tuple[str]:
         own = load_marked(f"kept by {role}")
-        if role == "owner":
-            self.drop(key)
-        meet(key, parties)
-        if role == "collector":
-            gc.collect()
-        meet(key, parties)
-        gone = self.dropped[key]() is None
-        seen = {"gone": gone, "before": owners(), "thread": threading.current_thread().name}
+        gc.disable()  # until the collector collects
+        try:
+            if role == "owner":
+                self.drop(key)
+            meet(key, parties)
+            if role == "collector":
+                self.collect(on_loop)
+            meet(key, parties)
+        finally:
+            gc.enable()
+        seen = {"gone": self.dropped[key]() is None, "before": owners(), "dead_before": dead_models()}
         new = load_marked(f"new of {role}")  # walks the list, whatever the collector left in it
-        seen |= {"after": owners(), "dead": sum(loaded.real_model() is None for loaded in mm.current_loaded_models)}
+        seen |= {"after": owners(), "dead_after": dead_models()}
         meet(key, parties)
         del own, new
         return (json.dumps(seen),)
 
+    def collect(self, on_loop: bool) -> None:
+        if not on_loop:
+            gc.collect()
+            return
+        collected = threading.Event()
+        PromptServer.instance.loop.call_soon_threadsafe(lambda: (gc.collect(), collected.set()), context=Context())
+        assert collected.wait(60)
+
     def drop(self, key: str) -> None:
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
-            patcher = load_marked("dropped")
-            patcher.model.cycle = patcher.model
-            self.dropped[key] = weakref.ref(patcher.model)
-        finally:
-            if was_enabled:
-                gc.enable()
+        patcher = load_marked("dropped")
+        patcher.model.cycle = patcher.model
+        self.dropped[key] = weakref.ref(patcher.model)
+
+
+def dead_models() -> int:
+    """How many of this thread's loaded models no longer exist."""
+    return sum(loaded.real_model() is None for loaded in mm.current_loaded_models)
 
 
 class CPTUnloads(Looks):
@@ -247,6 +284,63 @@ class CPTUnloads(Looks):
         seen = {"before": before, "after": len(mm.current_loaded_models), "bytes": own.loaded_size()}
         meet(key, parties)
         return (json.dumps(seen),)
+
+
+class CPTKeeps(Looks):
+    """Loads a model and keeps it after the job; or, to look, lets go of it and says how much of it is loaded."""
+
+    kept: dict[int | None, comfy.model_patcher.ModelPatcher] = {}
+
+    @classmethod
+    def inputs(cls) -> dict[str, Any]:
+        return {"keep": ("BOOLEAN", {"default": True})}
+
+    def look(self, key: str, parties: int, keep: bool) -> tuple[str]:
+        slot = current_slot_index()
+        meet(key, parties)
+        if keep:
+            self.kept[slot] = load_marked("kept")
+            return ("null",)
+        own = self.kept.pop(slot)
+        is_listed = any(loaded.model is own for loaded in mm.current_loaded_models)
+        return (json.dumps({"listed": is_listed, "bytes": own.loaded_size()}),)
+
+
+class DynamicPatcher:
+    """A loaded model of the newer hosts' kind, as far as their search for pinned memory looks at it."""
+
+    load_device = CPU
+
+    def __init__(self) -> None:
+        self.model = self
+        self.dynamic_pins = {CPU: {"active": False, "current_prompt": False}}
+        self.real_model = None
+        self.asked = 0
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def partially_unload_ram(self, size: int, subsets: list[str]) -> int:
+        self.asked += 1
+        return 0
+
+
+class CPTFreesPins(Looks):
+    """Each has a model with pinned memory; `other` looks for pinned memory to free. Says how often it was asked."""
+
+    @classmethod
+    def inputs(cls) -> dict[str, Any]:
+        return {"role": (["keeper", "other"], {})}
+
+    def look(self, key: str, parties: int, role: str) -> tuple[str]:
+        own: Any = DynamicPatcher()
+        mm.current_loaded_models.append(own)
+        meet(key, parties)
+        if role == "other":
+            mm.free_pins(1 << 40)
+        meet(key, parties)
+        mm.current_loaded_models.remove(own)
+        return (json.dumps(own.asked > 0),)
 
 
 class FakeCudart:
@@ -387,6 +481,53 @@ class CPTIsHooked(Looks):
         return (json.dumps(is_hooked()),)
 
 
+class CPTSeeder(Looks):
+    """`other` pauses the newer hosts' file scan and resumes it, as a worker that rests; says what that gave."""
+
+    @classmethod
+    def inputs(cls) -> dict[str, Any]:
+        return {"role": (["keeper", "other"], {})}
+
+    def look(self, key: str, parties: int, role: str) -> tuple[str]:
+        from app.assets.seeder import State, _AssetSeeder
+
+        seeder = _AssetSeeder()
+        seeder._state = State.RUNNING
+        meet(key, parties)
+        if role == "other":
+            seeder.pause()
+            seeder.resume()
+        meet(key, parties)
+        return (json.dumps(seeder.get_status().state.value),)
+
+
+class CPTRegisters(Looks):
+    """Registers output files by the name that the host's worker uses; says whether two did so at once."""
+
+    def look(self, key: str, parties: int) -> tuple[str]:
+        meet(key, parties)
+        files = MeetingFiles(key)
+        sys.modules["__main__"].register_output_files(files)
+        meet(key, parties)
+        return (json.dumps(files.met),)
+
+
+class MeetingFiles:
+    """No files; says whether another such list was read at the same time."""
+
+    def __init__(self, key: str) -> None:
+        self.key = f"{key} reading"
+        self.met: bool | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            CPTRendezvous().meet(self.key, 2, 0.3)
+            self.met = True
+        except TimeoutError:
+            self.met = False
+        return iter(())
+
+
 def truncated_png() -> bytes:
     file = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(file, "PNG")
@@ -462,6 +603,18 @@ class CPTModules(Looks):
             upsampler = sys.modules["comfy.ldm.hunyuan_video.upsampler"]
             seen["upsampler"] = getattr(upsampler, "model_management", mm) is mm
         return (json.dumps(seen),)
+
+
+class CPTSeedsAll(Looks):
+    """How many times seeding torch reaches for the generators of all CUDA devices."""
+
+    def look(self, key: str, parties: int) -> tuple[str]:
+        module = torch.cuda.random
+        original, reached = module._lazy_call, []
+        module._lazy_call = lambda call, **options: reached.append(options)
+        torch.manual_seed(1)
+        module._lazy_call = original
+        return (json.dumps(len(reached)),)
 
 
 class CPTMoreRandom(Looks):
@@ -677,18 +830,24 @@ NODES = {
     for node in (
         CPTQueueSeen,
         CPTJobState,
+        CPTInterrupts,
         CPTLoads,
         CPTLoaded,
         CPTCollects,
         CPTUnloads,
+        CPTKeeps,
+        CPTFreesPins,
         CPTPins,
         CPTGlobals,
         CPTNodeEnd,
         CPTHooks,
         CPTIsHooked,
+        CPTSeeder,
+        CPTRegisters,
         CPTTruncated,
         CPTFlags,
         CPTModules,
+        CPTSeedsAll,
         CPTMoreRandom,
         CPTMoreThreads,
         CPTPreviewMethod,
