@@ -32,7 +32,6 @@ from . import gpu
 CATEGORY = "comfy_parallel/test"
 ANY = type("AnyType", (str,), {"__ne__": lambda self, other: False})("*")
 SEED = ("INT", {"default": 0, "min": 0, "max": 2**62})
-NEVER_CACHED = float("nan")
 
 
 def never_cached() -> float:

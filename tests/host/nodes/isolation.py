@@ -38,7 +38,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageFile
 from server import PromptServer
 
-from . import NEVER_CACHED, CPTRendezvous, as_bytes, current_slot_index, here, here_soon
+from . import CPTRendezvous, as_bytes, current_slot_index, here, here_soon, never_cached
 
 CATEGORY = "comfy_parallel/test"
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ class Looks:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return NEVER_CACHED
+        return never_cached()
 
     @classmethod
     def inputs(cls) -> dict[str, Any]:
