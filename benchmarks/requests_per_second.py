@@ -3,8 +3,8 @@
     python benchmarks/requests_per_second.py COMFYUI_DIR [--rounds 3] [--jobs 10000]
 
 Measures requests per second and latency of `POST /prompt` (workers busy), the time from submitting a job to
-its start on an idle server, and `GET /queue` and `GET /queue/all` with many waiting jobs. Stock and ours take
-turns; the figures are medians over the rounds, the ratios ours / stock.
+its start on an idle server, and `GET /queue` and `GET /queue/all` with many waiting jobs. Stock and ours run
+side by side and take turns; the figures are medians over the rounds (restarts), the ratios ours / stock.
 """
 
 from __future__ import annotations
@@ -12,35 +12,43 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import random
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.host.server import HostServer, WebSocketClient
+from tests.host.workflows import Workflow, txt2img
 
 CLIENTS = 4
-STARTS = 60
+STARTS = 200
 READS = 10
+TURNS = 20
+SLOTS = {"stock": None, "ours": "cpu,cpu"}
 
 
 def main() -> None:
     options = parse()
     samples: dict[tuple[str, str], list[float]] = {}
     for round_number in range(options.rounds):
-        for name, slots in (("stock", None), ("ours", "cpu,cpu")):
-            print(f"round {round_number + 1}: {name}", flush=True)
-            with tempfile.TemporaryDirectory() as base:
-                server = HostServer(options.comfyui, Path(base), slots=slots)
-                with server:
-                    for figure, value in measure(server, slots, options.jobs).items():
-                        samples.setdefault((figure, name), []).append(value)
+        print(f"round {round_number + 1}", flush=True)
+        with ExitStack() as stack:
+            servers = {}
+            for name, slots in SLOTS.items():
+                base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                server = HostServer(options.comfyui, base, slots=slots)
+                (base / "models" / "checkpoints").mkdir()
+                (base / "models" / "checkpoints" / "a.safetensors").touch()  # only its name is looked at
+                servers[name] = stack.enter_context(server)
+            for (figure, name), value in measure(servers, options.jobs).items():
+                samples.setdefault((figure, name), []).append(value)
     report(samples)
 
 
@@ -52,37 +60,82 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(server: HostServer, slots: str | None, jobs: int) -> dict[str, float]:
-    figures = {"submit to start, ms": submit_to_start(server)}
-    for slot in range(len((slots or "one").split(","))):
-        server.submit(job("CPTSleep", seconds=600.0, seed=slot), slot=None if slots is None else slot)
-    latencies, seconds = fill(server, jobs)
-    figures["POST /prompt, requests/s"] = jobs / seconds
-    figures["POST /prompt p50, ms"] = statistics.median(latencies) * 1000
-    figures["POST /prompt p99, ms"] = statistics.quantiles(latencies, n=100)[98] * 1000
-    figures["GET /queue, ms"] = median_ms(lambda: server.request("GET", "/queue"))
-    first = time.perf_counter()
-    server.request("GET", "/queue" if slots is None else "/queue/all")
-    figures["first GET /queue/all (stock: /queue), ms"] = (time.perf_counter() - first) * 1000
-    path = "/queue" if slots is None else "/queue/all"
-    figures["GET /queue/all (stock: /queue), ms"] = median_ms(lambda: server.request("GET", path))
+def measure(servers: dict[str, HostServer], jobs: int) -> dict[tuple[str, str], float]:
+    """All figures of one start of both servers. They take turns, so that a machine's changing speed hits both."""
+    figures: dict[tuple[str, str], float] = {}
+    starts: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(TURNS):
+        for name, server in servers.items():
+            starts[name] += submit_to_start(server)
+    for name, server in servers.items():
+        figures["submit to start, ms", name] = statistics.median(starts[name]) * 1000
+        make_busy(server)
+    figures |= submit(servers, jobs, "smallest job", job("CPTConstInt", value=1))
+    for server in servers.values():
+        server.request("POST", "/queue", {"clear": True})
+    figures |= submit(servers, jobs, "txt2img", txt2img(1))
+    figures |= read_queues(servers)
     return figures
 
 
-def job(class_type: str, **inputs: Any) -> dict[str, Any]:
+def submit(servers: dict[str, HostServer], jobs: int, what: str, workflow: Workflow) -> dict[tuple[str, str], float]:
+    """Fill the queues with one workflow."""
+    figures: dict[tuple[str, str], float] = {}
+    seconds = dict.fromkeys(servers, 0.0)
+    latencies: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(TURNS):
+        for name, server in servers.items():
+            seconds[name] += fill(server, workflow, jobs // TURNS, latencies[name])
+    for name in servers:
+        figures[f"POST /prompt, {what}: requests/s", name] = jobs / seconds[name]
+        figures[f"POST /prompt, {what}: p50, ms", name] = statistics.median(latencies[name]) * 1000
+        figures[f"POST /prompt, {what}: p99, ms", name] = statistics.quantiles(latencies[name], n=100)[98] * 1000
+    return figures
+
+
+def make_busy(server: HostServer) -> None:
+    """Give each slot a job that waits without using the CPU."""
+    for slot in range(1 if server.slots is None else len(server.slots.split(","))):
+        busy = job("CPTRendezvous", key=f"slot {slot}", parties=2, timeout=600.0)
+        server.submit(busy, slot=None if server.slots is None else slot)
+
+
+def read_queues(servers: dict[str, HostServer]) -> dict[tuple[str, str], float]:
+    """`GET /queue` of both; `GET /queue/all` of ours beside `GET /queue` of stock, the first one and later ones."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(READS):
+        for name, server in servers.items():
+            path = "/queue" if server.slots is None else "/queue/all"
+            times.setdefault(("GET /queue/all (stock: /queue), ms", name), []).append(timed(server, path))
+    for _ in range(READS):
+        for name, server in servers.items():
+            times.setdefault(("GET /queue, ms", name), []).append(timed(server, "/queue"))
+    firsts = {(f"first {figure}", name): seconds[0] for (figure, name), seconds in times.items() if "all" in figure}
+    medians = {key: statistics.median(seconds) for key, seconds in times.items()}
+    return {key: seconds * 1000 for key, seconds in (firsts | medians).items()}
+
+
+def timed(server: HostServer, path: str) -> float:
+    began = time.perf_counter()
+    server.request("GET", path)
+    return time.perf_counter() - began
+
+
+def job(class_type: str, **inputs: Any) -> Workflow:
     return {
         "1": {"class_type": class_type, "inputs": inputs},
         "2": {"class_type": "CPTOut", "inputs": {"value": ["1", 0]}},
     }
 
 
-def submit_to_start(server: HostServer) -> float:
-    """Median milliseconds from sending `POST /prompt` to receiving `execution_start`."""
+def submit_to_start(server: HostServer) -> list[float]:
+    """Seconds from sending `POST /prompt` to receiving `execution_start`, on an idle server."""
     times = []
     with WebSocketClient(server) as client:
-        for number in range(STARTS):
+        for _ in range(STARTS // TURNS):
             began = time.perf_counter()
-            prompt_id = server.submit(job("CPTConstInt", value=number), client_id=client.client_id)["prompt_id"]
+            work = job("CPTConstInt", value=random.randrange(2**60))
+            prompt_id = server.submit(work, client_id=client.client_id)["prompt_id"]
 
             def is_start(event: dict[str, Any], prompt_id: str = prompt_id) -> bool:
                 return event["type"] == "execution_start" and event["data"]["prompt_id"] == prompt_id
@@ -90,24 +143,25 @@ def submit_to_start(server: HostServer) -> float:
             client.wait_for(is_start)
             times.append(time.perf_counter() - began)
             client.wait_for_end(prompt_id)
-    return statistics.median(times) * 1000
+    return times
 
 
-def fill(server: HostServer, jobs: int) -> tuple[list[float], float]:
-    """Submit jobs from several connections; each request's seconds, and the whole's."""
-    latencies: list[float] = []
-    threads = [threading.Thread(target=send, args=(server, jobs // CLIENTS, latencies)) for _ in range(CLIENTS)]
+def fill(server: HostServer, workflow: Workflow, jobs: int, latencies: list[float]) -> float:
+    """Submit jobs from several connections; appends each request's seconds and returns the whole's."""
+    threads = [
+        threading.Thread(target=send, args=(server, workflow, jobs // CLIENTS, latencies)) for _ in range(CLIENTS)
+    ]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return latencies, time.perf_counter() - began
+    return time.perf_counter() - began
 
 
-def send(server: HostServer, count: int, latencies: list[float]) -> None:
+def send(server: HostServer, workflow: Workflow, count: int, latencies: list[float]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    body = json.dumps({"prompt": job("CPTConstInt", value=1)})
+    body = json.dumps({"prompt": workflow})
     for _ in range(count):
         began = time.perf_counter()
         connection.request("POST", "/prompt", body, {"Content-Type": "application/json"})
@@ -117,15 +171,6 @@ def send(server: HostServer, count: int, latencies: list[float]) -> None:
         if reply.status != 200:
             raise SystemExit(f"POST /prompt answered {reply.status}")
     connection.close()
-
-
-def median_ms(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(READS):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1000
 
 
 def report(samples: dict[tuple[str, str], list[float]]) -> None:

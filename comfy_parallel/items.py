@@ -25,14 +25,15 @@ class QueueItem(tuple[Any, ...]):
             text = self.__dict__["_json"] = json.dumps(self[:SENSITIVE])
         return text
 
-    def sort_key(self) -> tuple[Any, int]:
-        return self[0], self.arrival
-
     def __lt__(self, other: Any) -> bool:
-        return self.sort_key() < (other[0], getattr(other, "arrival", -1))
+        if self[0] != other[0]:
+            return bool(self[0] < other[0])
+        return self.arrival < getattr(other, "arrival", -1)
 
     def __gt__(self, other: Any) -> bool:
-        return self.sort_key() > (other[0], getattr(other, "arrival", -1))
+        if self[0] != other[0]:
+            return bool(self[0] > other[0])
+        return self.arrival > getattr(other, "arrival", -1)
 
 
 def client_of(item: Any) -> Any:

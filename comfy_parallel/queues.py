@@ -12,6 +12,7 @@ import inspect
 import itertools
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ class FrontQueue:
         self._arrivals = itertools.count()
         self._is_adopted = False
         super().__init__(server)
+        self.not_empty = _EverySlot(self.mutex, self.slot_queues)
 
     def add_slot(self, slot: Slot) -> Any:
         """Make the queue of one slot."""
@@ -82,9 +84,19 @@ class FrontQueue:
         routing.note_placed(target)
         with self.mutex:
             queued.arrival = next(self._arrivals)
-            heapq.heappush((self if target is None else self.slot_queues[target]).queue, queued)
+            queue = self if target is None else self.slot_queues[target]
+            heapq.heappush(queue.queue, queued)
             self.server.queue_updated()
-            self.not_empty.notify_all()
+            if target is None:
+                self.wake_chosen()
+            else:
+                queue.not_empty.notify()
+
+    def wake_chosen(self) -> None:
+        """Wake the idle slot that is to take the first of the jobs that any slot may take."""
+        if self.queue and (idle := [queue.slot for queue in self.slot_queues if queue.is_waiting]):
+            chosen = router.choose_slot(client_of(self.queue[0]), idle)
+            self.slot_queues[chosen.index].not_empty.notify()
 
     def _target_of(self, item: tuple[Any, ...]) -> int | None:
         target = routing.current_scope().target
@@ -152,7 +164,10 @@ class FrontQueue:
 
     def get_tasks_remaining(self) -> int:
         with self.mutex:
-            return len(self.queue) + sum(len(q.queue) + len(q._running) for q in self.slot_queues)
+            remaining = len(self.queue)
+            for queue in self.slot_queues:
+                remaining += len(queue.queue) + len(queue._running)
+            return remaining
 
     def gpu_id_of(self, prompt_id: str) -> int | None:
         """The slot that runs, ran or will run a job; None while that is open or when the job is unknown."""
@@ -208,6 +223,18 @@ class FrontQueue:
         return ([self] if routing.current_scope().slot is None else []) + self._slot_queues_in_scope()
 
 
+class _EverySlot(threading.Condition):
+    """The front's condition, which nodes may notify: that wakes every slot. Each slot waits on one of its own."""
+
+    def __init__(self, lock: Any, slot_queues: list[Any]) -> None:
+        super().__init__(lock)
+        self._slot_queues = slot_queues
+
+    def notify(self, n: int = 1) -> None:
+        for queue in self._slot_queues:
+            queue.not_empty.notify()
+
+
 class SlotQueue:
     """The jobs of one slot. Its `queue` holds only jobs bound to this slot; `get` also takes from the front."""
 
@@ -215,9 +242,9 @@ class SlotQueue:
         self.front = front
         self.slot = slot
         self._running: dict[int, QueueItem] = {}
-        self._is_waiting = False
+        self.is_waiting = False
         super().__init__(front.server)
-        self.mutex, self.not_empty = front.mutex, front.not_empty
+        self.mutex, self.not_empty = front.mutex, threading.Condition(front.mutex)
 
     @property
     def history(self) -> dict[str, Any]:
@@ -254,9 +281,9 @@ class SlotQueue:
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     return None
-                self._is_waiting = True
+                self.is_waiting = True
                 self.not_empty.wait(remaining)
-                self._is_waiting = False
+                self.is_waiting = False
 
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         self.front.task_done(item_id, history_result, *args, **kwargs)  # Nodes wrap the front's method.
@@ -301,10 +328,10 @@ class SlotQueue:
 
     def _is_chosen(self) -> bool:
         """Whether this slot, rather than another idle one, is to take the front's first job."""
-        idle = [queue.slot for queue in self.front.slot_queues if queue is self or queue._is_waiting]
+        idle = [queue.slot for queue in self.front.slot_queues if queue is self or queue.is_waiting]
         is_chosen = router.choose_slot(client_of(self.front.queue[0]), idle) is self.slot
         if not is_chosen:
-            self.not_empty.notify_all()  # The chosen one may sleep: a node may have woken only one waiter.
+            self.front.wake_chosen()  # It may sleep: it was busy when the job came.
         return is_chosen
 
     def _begin(self, item: QueueItem) -> int | None:
@@ -315,8 +342,7 @@ class SlotQueue:
         item.__dict__.pop("_json", None)
         self.slot.run = Run(item[1], client_of(item))
         self.slot.last_client_id = self.slot.run.client_id
-        if self.front.queue:
-            self.not_empty.notify_all()  # An idle slot may have left the front's next job to this one.
+        self.front.wake_chosen()  # It may have left the next job to this slot.
         if item.queued_at:
             self.slot.stats.wait_seconds += time.monotonic() - item.queued_at
         self._running[item_id] = item  # Whatever goes wrong from here on, the worker can end this job.

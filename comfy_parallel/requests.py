@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 from comfy_parallel.errors import BadRequest
 
 MAX_DEPTH = 100
-_CONTAINERS = (dict, list)
 
 
 def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> dict[str, Any]:
@@ -40,23 +39,9 @@ def check_object(data: Any) -> None:
 
 def check_prompt(data: dict[str, Any]) -> None:
     """`POST /prompt`. What only the host can judge (nodes, links, values) is left to it."""
-    _check_number(data)
-    _check_kind(data, "extra_data", dict)
-    _check_kind(data, "partial_execution_targets", list, nullable=True)
-    _check_id(data, "client_id")
-    _check_id(data, "prompt_id")
-    _check_id(data.get("extra_data", {}), "client_id", "extra_data.client_id")
-    _check_kind(data, "prompt", dict)
-    for node_id, node in data.get("prompt", {}).items():
-        where = f"prompt[{node_id!r}]"
-        if not isinstance(node, dict):
-            raise _bad(f"{where} is {_kind(node)}", 'write each node as {"class_type": …, "inputs": {…}}')
-        if "class_type" in node and not isinstance(node["class_type"], str):
-            raise _bad(f"{where}.class_type is {_kind(node['class_type'])}", "name the node's class as a string")
-        if not isinstance(node.get("inputs", {}), dict):
-            raise _bad(
-                f"{where}.inputs is {_kind(node['inputs'])}", "write inputs as an object, {} when there are none"
-            )
+    for name in data:
+        if name in _PROMPT_CHECKS:
+            _PROMPT_CHECKS[name](data)
 
 
 def check_queue_change(data: dict[str, Any]) -> None:
@@ -80,19 +65,37 @@ def check_page(query: dict[str, str]) -> None:
             raise _bad(f"{name}={query[name]!r:.60}", f"set {name} to a whole number, or leave it out")
 
 
+def _check_nodes(data: dict[str, Any]) -> None:
+    _check_kind(data, "prompt", dict)
+    for node_id, node in data["prompt"].items():
+        if type(node) is not dict or type(node.get("class_type")) is not str or type(node.get("inputs")) is not dict:
+            _check_node(f"prompt[{node_id!r}]", node)
+
+
+def _check_node(where: str, node: Any) -> None:
+    if not isinstance(node, dict):
+        raise _bad(f"{where} is {_kind(node)}", 'write each node as {"class_type": …, "inputs": {…}}')
+    if "class_type" in node and not isinstance(node["class_type"], str):
+        raise _bad(f"{where}.class_type is {_kind(node['class_type'])}", "name the node's class as a string")
+    if not isinstance(node.get("inputs", {}), dict):
+        raise _bad(f"{where}.inputs is {_kind(node['inputs'])}", "write inputs as an object, {} when there are none")
+
+
 def _is_deeper_than(data: dict[str, Any], depth: int) -> bool:
     level: list[Any] = [data]
     for _ in range(depth):
-        children = itertools.chain.from_iterable(x.values() if type(x) is dict else x for x in level)
-        level = [child for child in children if type(child) in _CONTAINERS]
-        if not level:
+        below = []
+        for parent in level:
+            for child in parent.values() if type(parent) is dict else parent:
+                if type(child) is dict or type(child) is list:
+                    below.append(child)
+        if not below:
             return False
+        level = below
     return True
 
 
 def _check_number(data: dict[str, Any]) -> None:
-    if "number" not in data:
-        return
     number = data["number"]
     try:
         value = math.nan if isinstance(number, bool) else float(number)
@@ -121,3 +124,18 @@ def _kind(value: Any) -> str:
 
 def _bad(message: str, details: str) -> BadRequest:
     return BadRequest("invalid_request", message, details)
+
+
+def _check_extra_data(data: dict[str, Any]) -> None:
+    _check_kind(data, "extra_data", dict)
+    _check_id(data["extra_data"], "client_id", "extra_data.client_id")
+
+
+_PROMPT_CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "number": _check_number,
+    "extra_data": _check_extra_data,
+    "partial_execution_targets": lambda data: _check_kind(data, "partial_execution_targets", list, nullable=True),
+    "client_id": lambda data: _check_id(data, "client_id"),
+    "prompt_id": lambda data: _check_id(data, "prompt_id"),
+    "prompt": _check_nodes,
+}

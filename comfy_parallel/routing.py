@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +38,19 @@ _SCOPE: ContextVar[Scope] = ContextVar("comfy_parallel_scope", default=_EVERYTHI
 current_scope = _SCOPE.get
 
 
-@contextmanager
-def scoped(scope: Scope) -> Iterator[None]:
-    """Run the body as part of a request with this scope."""
-    token = _SCOPE.set(scope)
-    try:
-        yield
-    finally:
-        _SCOPE.reset(token)
+class scoped:  # noqa: N801 - used like a function
+    """Run the body as part of a request with this scope. A class, because it is on the way of every request."""
+
+    __slots__ = ("_scope", "_token")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        self._token = _SCOPE.set(self._scope)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        _SCOPE.reset(self._token)
 
 
 def note_placed(target: int | None) -> None:

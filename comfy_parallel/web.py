@@ -22,16 +22,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What to do around one of the host's routes: check its body, make its scope, complete its reply.
-
-    `host_parses`: the body is checked in the host's own handler, by `check_prompt`, and not parsed twice.
-    """
+    """What to do around one of the host's routes: check its body, make its scope, complete its reply."""
 
     check: Callable[[dict[str, Any]], None] | None = None
     may_be_empty: bool = False
-    host_parses: bool = False
     scope: Callable[[Scope, dict[str, Any]], None] | None = None
-    complete: Callable[[bytes, Scope, Any], bytes] | None = None
+    complete: Callable[[bytes, Any], bytes] | None = None
 
 
 def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> None:
@@ -67,6 +63,8 @@ def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler
     @web.middleware
     async def scope_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         path = request.path.removeprefix("/api")
+        if path == "/prompt" and request.method == "POST":
+            return await _submit(request, handler)
         if path == "/ws":
             with scoped(Scope(viewed_slot=_slot_of_client(request.rel_url.query.get("clientId")))):
                 return await handler(request)
@@ -76,11 +74,11 @@ def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler
                 return await handler(request)
             scope = await _scope_of(request, rule)
             with scoped(scope):
-                response = await _handle(handler, request, rule)
+                response = await handler(request)
         except BadRequest as error:
             return _refusal(error)
         if rule.complete is not None:
-            _complete(response, rule, scope, front)
+            _complete(response, rule, front)
         return response
 
     return scope_middleware
@@ -96,14 +94,28 @@ async def _cors_middleware(request: web.Request, handler: Handler) -> web.Stream
     return response
 
 
-async def _handle(handler: Handler, request: web.Request, rule: Rule) -> web.StreamResponse:
-    if not rule.host_parses:
-        return await handler(request)
+async def _submit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """`POST /prompt`. The body is checked in the host's handler, by `check_prompt`, so that it is parsed once."""
     try:
-        return await handler(request)
+        scope = Scope(target=_header_target(request))
+        with scoped(scope):
+            response = await handler(request)
+    except BadRequest as error:
+        return _refusal(error)
     except (ValueError, LookupError, RecursionError):
-        requests.parse_object(await request.read(), charset=request.charset or "utf-8")  # Says what is wrong with it.
-        raise
+        return await _refuse_body(request)
+    if response.status == 200 and isinstance(response, web.Response) and isinstance(response.body, bytes):
+        response.body = _with_gpu_id(response.body, scope.placed)
+    return response
+
+
+async def _refuse_body(request: web.Request) -> web.Response:
+    """Say what is wrong with a body that the host could not parse; raise what it raised when nothing is."""
+    try:
+        requests.parse_object(await request.read(), charset=request.charset or "utf-8")
+    except BadRequest as error:
+        return _refusal(error)
+    raise
 
 
 async def _scope_of(request: web.Request, rule: Rule) -> Scope:
@@ -121,10 +133,12 @@ async def _scope_of(request: web.Request, rule: Rule) -> Scope:
 
 
 def _header_target(request: web.Request) -> int | str | None:
-    values = set(request.headers.getall(HEADER, []))
+    if HEADER not in request.headers:
+        return None
+    values = set(request.headers.getall(HEADER))
     if len(values) > 1:
         raise BadRequest("invalid_target_gpu", f"{HEADER} is given {len(values)} times", f"send {HEADER} once")
-    return parse_target(values.pop(), len(slots()), HEADER) if values else None
+    return parse_target(values.pop(), len(slots()), HEADER)
 
 
 def _scope_to_slot(scope: Scope, data: dict[str, Any]) -> None:
@@ -155,15 +169,14 @@ def _slot_of_client(client_id: str | None) -> int | None:
     return runs[0] if runs else None
 
 
-def _add_placed(reply: bytes, scope: Scope, front: Any) -> bytes:
+def _with_gpu_id(reply: bytes, gpu_id: int | None) -> bytes:
     """Adds to the JSON object as text: this is on the way of every job."""
     if b'"prompt_id"' not in reply:
         return reply
-    gpu_id = "null" if scope.placed is None else scope.placed
-    return f'{reply.decode().rstrip()[:-1]}, "gpu_id": {gpu_id}}}'.encode()
+    return b'%b, "gpu_id": %b}' % (reply.rstrip()[:-1], b"null" if gpu_id is None else b"%d" % gpu_id)
 
 
-def _add_gpu_ids(reply: bytes, scope: Scope, front: Any) -> bytes:
+def _add_gpu_ids(reply: bytes, front: Any) -> bytes:
     """The newer hosts' job list: say of each job which slot runs or ran it."""
     data = json.loads(reply)
     for job in data.get("jobs", [data]):
@@ -172,11 +185,11 @@ def _add_gpu_ids(reply: bytes, scope: Scope, front: Any) -> bytes:
     return json.dumps(data).encode()
 
 
-def _complete(response: web.StreamResponse, rule: Rule, scope: Scope, front: Any) -> None:
+def _complete(response: web.StreamResponse, rule: Rule, front: Any) -> None:
     if response.status != 200 or not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return
     assert rule.complete is not None
-    response.body = rule.complete(response.body, scope, front)
+    response.body = rule.complete(response.body, front)
 
 
 def _refusal(error: BadRequest) -> web.Response:
@@ -193,7 +206,6 @@ def _rule(method: str, path: str) -> Rule | None:
 
 
 _RULES = {
-    ("POST", "/prompt"): Rule(host_parses=True, complete=_add_placed),
     ("GET", "/queue"): Rule(scope=_scope_to_slot),
     ("POST", "/queue"): Rule(check=requests.check_queue_change, scope=_scope_to_slot),
     ("POST", "/interrupt"): Rule(check=requests.check_interrupt, may_be_empty=True, scope=_scope_of_interrupt),

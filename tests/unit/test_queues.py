@@ -45,7 +45,7 @@ def waiting_ids(front: Any) -> list[str]:
 def wait_until_waiting(*queues: Any) -> None:
     """Return when a thread is waiting in `get` of each of these queues."""
     reached = threading.Event()
-    while not all(queue._is_waiting for queue in queues):
+    while not all(queue.is_waiting for queue in queues):
         assert not reached.wait(0.001)
 
 
@@ -221,14 +221,14 @@ def test_a_job_left_to_another_slot_is_taken_though_the_queue_changes_before_tha
     first, second = front.slot_queues
     put(front, "earlier", target=1, client_id="c")
     run_next(second)
-    first._is_waiting = True  # Slot 0 has been notified and has not woken yet.
+    first.is_waiting = True  # Slot 0 has been notified and has not woken yet.
     put(front, "a")
     taken = in_thread(second.get, 60)
     wait_until_waiting(second)
     with front.mutex:
         heapq.heappush(front.queue, host_item("b", 1, client_id="c"))
         front.delete_queue_item(lambda item: item[1] == "a")
-    first._is_waiting = False
+    first.is_waiting = False
     assert take(first) is None
     assert taken.result(SOON_S)[0][1] == "b"
 
