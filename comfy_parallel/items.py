@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import traceback
@@ -24,6 +25,12 @@ class QueueItem(tuple[Any, ...]):
         if text is None:
             text = self.__dict__["_json"] = json.dumps(self[:SENSITIVE])
         return text
+
+    def deep_copy(self) -> QueueItem:
+        """As `copy.deepcopy`, which is slow for what is no plain tuple."""
+        copied = QueueItem(copy.deepcopy(tuple(self)))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def __lt__(self, other: Any) -> bool:
         if self[0] != other[0]:

@@ -103,10 +103,9 @@ class FrontQueue:
         if target is None and isinstance(item[3], dict) and item[3].get(routing.BODY_FIELD) is not None:
             where = f"extra_data.{routing.BODY_FIELD}"
             target = routing.parse_target(item[3][routing.BODY_FIELD], len(self.slot_queues), where)
-        if target is None and (slot := current_slot()) is not None:
-            return slot.index  # A job queued by a running job relies on what its own executor has cached.
         if target is None:
-            return self.default_slot
+            slot = current_slot()  # A job queued by a running job relies on what its own executor has cached.
+            return self.default_slot if slot is None else slot.index
         return None if target == routing.AUTO else int(target)
 
     # Emptying.
@@ -347,7 +346,7 @@ class SlotQueue:
             self.slot.stats.wait_seconds += time.monotonic() - item.queued_at
         self._running[item_id] = item  # Whatever goes wrong from here on, the worker can end this job.
         try:
-            self._running[item_id] = copy.deepcopy(item)
+            self._running[item_id] = item.deep_copy()
         except RecursionError as error:
             self._fail(item_id, item, error)
             return None

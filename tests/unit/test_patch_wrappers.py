@@ -230,3 +230,25 @@ def test_each_slot_may_pin_its_share(slots: tuple[Slot, ...], total: float, expe
 )
 def test_what_only_gpus_can_show_is_declared(target: str, expected: Callable[..., Any]) -> None:
     assert wrapper(target) is expected
+
+
+def test_status_events_go_out_only_when_somebody_listens(slots: tuple[Slot, ...]) -> None:
+    sent: list[tuple[Any, ...]] = []
+    send_sync = wrapper("server:PromptServer.send_sync")(lambda self, *args: sent.append(args))
+    server = SimpleNamespace(sockets={})
+    send_sync(server, "status", {"status": {}})
+    assert sent == []
+    send_sync(server, "executed", {"node": "1"})
+    server.sockets["client"] = object()
+    send_sync(server, "status", {"status": {}})
+    assert [event for event, *_ in sent] == ["executed", "status"]
+
+
+def test_a_jobs_events_say_which_slot_they_come_from(slots: tuple[Slot, ...]) -> None:
+    sent: list[tuple[Any, ...]] = []
+    send_sync = wrapper("server:PromptServer.send_sync")(lambda self, *args: sent.append(args))
+    data = {"prompt_id": "a"}
+    with entered(slots[1]):
+        send_sync(SimpleNamespace(sockets={}), "executing", data, "client")
+    assert sent == [("executing", {"prompt_id": "a", "gpu_id": 1}, "client")]
+    assert data == {"prompt_id": "a"}

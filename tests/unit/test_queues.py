@@ -11,6 +11,7 @@ import pytest
 
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.interrupts import interrupt_job
+from comfy_parallel.items import QueueItem
 from comfy_parallel.routing import AUTO, Scope, scoped
 from comfy_parallel.slot import Run, entered
 from tests.fakes import (
@@ -231,6 +232,32 @@ def test_a_job_left_to_another_slot_is_taken_though_the_queue_changes_before_tha
     first.is_waiting = False
     assert take(first) is None
     assert taken.result(SOON_S)[0][1] == "b"
+
+
+def test_only_the_slot_that_is_to_take_a_job_is_woken(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = front.slot_queues
+    woken: list[Any] = []
+    for queue in (first, second):
+        take_next = queue._take
+        monkeypatch.setattr(queue, "_take", lambda queue=queue, take_next=take_next: woken.append(queue) or take_next())
+    taken = [in_thread(queue.get, 60) for queue in (first, second)]
+    wait_until_waiting(first, second)
+    woken.clear()
+    put(front, "any")
+    assert taken[0].result(SOON_S)[0][1] == "any"
+    put(front, "own", target=1)
+    assert taken[1].result(SOON_S)[0][1] == "own"
+    assert woken == [first, second]
+
+
+def test_the_running_job_is_a_deep_copy_that_keeps_what_the_queue_knows_of_it(front: Any) -> None:
+    item = QueueItem(host_item("a"))
+    item.arrival, item.target, item.queued_at = 7, 1, 2.5
+    copied = item.deep_copy()
+    assert copied == item
+    assert type(copied) is QueueItem
+    assert copied[2] is not item[2]
+    assert (copied.arrival, copied.target, copied.queued_at) == (7, 1, 2.5)
 
 
 # What nodes do to the queue.
