@@ -28,7 +28,7 @@ from tests.host.server import HostServer, WebSocketClient
 from tests.host.workflows import Workflow, txt2img
 
 CLIENTS = 4
-STARTS = 200
+STARTS = 600
 READS = 10
 TURNS = 20
 SLOTS = {"stock": None, "ours": "cpu,cpu"}
