@@ -103,19 +103,22 @@ async def _submit(request: web.Request, handler: Handler) -> web.StreamResponse:
     except BadRequest as error:
         return _refusal(error)
     except (ValueError, LookupError, RecursionError):
-        return await _refuse_body(request)
+        refusal = await _refusal_of_body(request)
+        if refusal is None:
+            raise
+        return refusal
     if response.status == 200 and isinstance(response, web.Response) and isinstance(response.body, bytes):
         response.body = _with_gpu_id(response.body, scope.placed)
     return response
 
 
-async def _refuse_body(request: web.Request) -> web.Response:
-    """Say what is wrong with a body that the host could not parse; raise what it raised when nothing is."""
+async def _refusal_of_body(request: web.Request) -> web.Response | None:
+    """What is wrong with a body that the host failed on; None when the body is not to blame."""
     try:
         requests.parse_object(await request.read(), charset=request.charset or "utf-8")
     except BadRequest as error:
         return _refusal(error)
-    raise
+    return None
 
 
 async def _scope_of(request: web.Request, rule: Rule) -> Scope:

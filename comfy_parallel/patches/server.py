@@ -56,9 +56,9 @@ def _trigger_on_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
 def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def send_sync(self: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> None:
-        slot = current_slot()
         if event == "status" and not self.sockets:
             return  # Sent for every job that is queued or ends; a client that connects is told the state anyway.
+        slot = current_slot()
         if slot is not None and isinstance(data, dict) and "prompt_id" in data:
             data = {**data, "gpu_id": slot.index}
         original(self, event, data, sid, *args, **kwargs)
