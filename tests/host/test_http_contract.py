@@ -57,8 +57,7 @@ def first_by_default(make_module_server: MakeServer) -> HostServer:
 
 
 def where() -> Workflow:
-    """Another input each time, or the slot shows nothing: it has the result cached."""
-    return {"where": node("CPTWhere", run=new_key()), "out": node("CPTOut", value=["where", 0])}
+    return {"where": node("CPTWhere"), "out": node("CPTOut", value=["where", 0])}
 
 
 def get(server: HostServer, path: str, slot: int | str | None = None) -> Any:

@@ -28,15 +28,11 @@ from PIL import Image
 from server import PromptServer
 
 from . import gpu
+from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"
 ANY = type("AnyType", (str,), {"__ne__": lambda self, other: False})("*")
 SEED = ("INT", {"default": 0, "min": 0, "max": 2**62})
-
-
-def never_cached() -> float:
-    """A new NaN each time: the host's cache finds one and the same object equal to itself."""
-    return float("nan")
 
 
 def current_slot_index() -> int | None:

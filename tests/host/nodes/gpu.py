@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .caching import never_cached
+
 CATEGORY = "comfy_parallel/test"
 
 
@@ -32,7 +34,7 @@ class CPTCudaRandom:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return float("nan")  # a new one: the host finds one and the same object equal to itself
+        return never_cached()
 
     def draw(self, seed: int, rounds: int) -> tuple[str]:
         torch.manual_seed(seed)
@@ -58,7 +60,7 @@ class CPTCudaCache:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return float("nan")  # a new one: the host finds one and the same object equal to itself
+        return never_cached()
 
     def fill(self, mib: int, after: Any = None) -> tuple[int]:
         block = torch.zeros(mib << 20, dtype=torch.uint8, device="cuda")
@@ -81,7 +83,7 @@ class CPTEmptyCache:
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return float("nan")  # a new one: the host finds one and the same object equal to itself
+        return never_cached()
 
     def empty(self, after: int) -> tuple[str]:
         before = held_per_device()
@@ -103,7 +105,7 @@ class CPTCudaOutOfMemory:
 
     @classmethod
     def IS_CHANGED(cls) -> float:
-        return float("nan")  # a new one: the host finds one and the same object equal to itself
+        return never_cached()
 
     def ask(self) -> tuple[int]:
         return (int(torch.empty(1 << 50, dtype=torch.uint8, device="cuda").numel()),)

@@ -38,7 +38,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageFile
 from server import PromptServer
 
-from . import CPTRendezvous, as_bytes, current_slot_index, here, here_soon, never_cached
+from . import CPTRendezvous, as_bytes, current_slot_index, here, here_soon
+from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"
 CPU = torch.device("cpu")
