@@ -300,9 +300,10 @@ def test_a_host_that_does_not_fit_is_refused_when_strict(
 
 
 def told(log: str) -> list[str]:
-    """What the warnings of ours in a log say, without how they begin."""
+    """What the lines of ours in a log say, without how they begin."""
     begin = r"comfy_parallel does not fit this ComfyUI \S+ and stays OFF; ComfyUI runs one job at a time\. "
-    lines = [line for line in plain(log).splitlines() if "comfy_parallel" in line and "custom_nodes" not in line]
+    named = re.compile(r"(?<![/\w])comfy_parallel(?![/\w])")  # a folder on some path may have our name too
+    lines = [line for line in plain(log).splitlines() if named.search(line)]
     return [re.sub(begin, "", line) for line in lines]
 
 
