@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from comfy_parallel.errors import ConfigError
 
 SWITCH = "COMFY_MULTI_GPU_SCHED"
+WEIGHTS = ("map", "copy", "off")
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu):(0|[1-9][0-9]{0,2})")
 
 
@@ -22,6 +23,8 @@ class Config:
     slots_per_gpu: int = 1
     default_slot: int | None = None
     strict: bool = False
+    weights: str = "map"
+    ram_gb: float | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -39,6 +42,8 @@ class Config:
             slots_per_gpu=_count(env, "COMFY_PARALLEL_SLOTS_PER_GPU") or 1,
             default_slot=_default_slot(env, "COMFY_PARALLEL_DEFAULT_GPU"),
             strict=_flag(env, "COMFY_PARALLEL_STRICT"),
+            weights=_choice(env, "COMFY_PARALLEL_WEIGHTS", WEIGHTS),
+            ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
         )
 
 
@@ -56,6 +61,22 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) == 0:
         raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to 999, or leave it unset")
     return int(value)
+
+
+def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = env.get(name, "").strip() or choices[0]
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: set it to {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+def _gigabytes(env: Mapping[str, str], name: str) -> float | None:
+    value = env.get(name, "").strip()
+    if not value:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value) or float(value) == 0:
+        raise ConfigError(f"{name}={value!r}: set it to a number of GiB like 64 or 12.5, or leave it unset")
+    return float(value)
 
 
 def _devices(env: Mapping[str, str], name: str) -> tuple[str, ...] | None:

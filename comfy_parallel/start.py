@@ -12,7 +12,9 @@ from comfy_parallel import device, host
 from comfy_parallel.config import Config
 from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.patching import PatchSet
-from comfy_parallel.slot import Slot, set_slots
+from comfy_parallel.slot import Slot, set_slots, slots
+from comfy_parallel.weights import loading, ram
+from comfy_parallel.weights.store import Store
 from comfy_parallel.worker import check_devices
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def uninstall() -> None:
         _patches.revert()
         _patches = None
         set_slots(())
+        loading.use(None)
 
 
 def start_slots(front: Any) -> None:
@@ -68,10 +71,10 @@ def start_slots(front: Any) -> None:
     except ComfyParallelError as error:
         _exit(error)
     set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
-    from comfy_parallel.slot import slots
-
     for slot in slots():
         front.add_slot(slot)
+    if _config.weights != "off":
+        loading.use(Store(_config.weights, ram.budget_bytes(_config.ram_gb)))
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)

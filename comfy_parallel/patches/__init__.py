@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_parallel.patches import executing, execution, libraries, model_management, server
+from comfy_parallel.patches import executing, execution, libraries, model_management, server, weights
 from comfy_parallel.patching import Patch
 
 ALL: tuple[Patch, ...] = (
@@ -10,5 +10,6 @@ ALL: tuple[Patch, ...] = (
     *server.PATCHES,
     *model_management.PATCHES,
     *executing.PATCHES,
+    *weights.PATCHES,
     *libraries.PATCHES,
 )

@@ -1,0 +1,195 @@
+"""Patches on where the host and torch load, move and write weights: slots share one copy of each file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from comfy_parallel.patching import Patch
+from comfy_parallel.weights import loading, memory
+from comfy_parallel.weights.files import is_safetensors
+
+_WHY = "Every slot would keep its own copy of the same weights in RAM."
+_UNTIL = "the host's models alias the mapped file on every device"
+
+
+def _load_torch_file(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_torch_file(
+        ckpt: str, safe_load: bool = False, device: Any = None, return_metadata: bool = False, **others: Any
+    ) -> Any:
+        def load() -> Any:
+            return original(ckpt, safe_load=safe_load, device=device, return_metadata=return_metadata, **others)
+
+        store = loading.store_of_slot()
+        if store is None or not (device is None or device.type == "cpu"):
+            return load()
+        metadata: Any = None
+
+        def load_weights() -> Any:
+            nonlocal metadata
+            result = _naming(ckpt, load)
+            weights, metadata = result if return_metadata else (result, None)
+            return weights
+
+        weights = loading.load_file(store, ckpt, load_weights)
+        return (weights, metadata) if return_metadata else weights
+
+    return load_torch_file
+
+
+def _naming(path: str, load: Callable[[], Any]) -> Any:
+    """The host names a safetensors file that it cannot read, but no other."""
+    try:
+        return load()
+    except (RuntimeError, EOFError) as error:
+        if is_safetensors(path) or path in str(error):
+            raise
+        raise RuntimeError(f"{error}\n\nFile path: {path}\n\nThe file is corrupt or incomplete.") from error
+
+
+def _load_from_state_dict(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def _load_from_state_dict(
+        self: Any, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        store = loading.store_of_slot()
+        assigns = local_metadata.get("assign_to_params_buffers", False)
+        if store is not None and not assigns and not self._load_state_dict_pre_hooks:
+            done = loading.share_parameters(store, self, state_dict, prefix)
+            state_dict = {**state_dict, **done} if done else state_dict
+        original(self, state_dict, prefix, local_metadata, *args, **kwargs)
+
+    return _load_from_state_dict
+
+
+def _to(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        store = loading.store_of_slot()
+        if store is None:
+            return original(self, *args, **kwargs)
+        import torch
+
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        leaving = loading.before_move(store, self, device, dtype)
+        result = original(self, *args, **kwargs)
+        loading.after_move(leaving)
+        return result
+
+    return to
+
+
+def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
+    get_attr = original.__globals__["get_attr"]
+
+    @functools.wraps(original)
+    def copy_to_param(obj: Any, attr: str, value: Any) -> Any:
+        loading.before_write(get_attr(obj, attr))
+        return original(obj, attr, value)
+
+    return copy_to_param
+
+
+def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
+    get_attr = original.__globals__["comfy"].utils.get_attr
+
+    @functools.wraps(original)
+    def patch_weight_to_device(
+        self: Any, key: str, device_to: Any = None, inplace_update: bool = False, **others: Any
+    ) -> Any:
+        """The unpatched weight goes back to where it came from, so that its backup is no copy."""
+        if loading.store_of_slot() is not None and key in self.patches:
+            weight = get_attr(self.model, key)
+            if inplace_update or self.weight_inplace_update:
+                loading.before_write(weight)
+            elif (home := loading.home_of(weight)) is not None:
+                weight.data = home
+        return original(self, key, device_to=device_to, inplace_update=inplace_update, **others)
+
+    return patch_weight_to_device
+
+
+def _patch_hook_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
+    get_attr = original.__globals__["comfy"].utils.get_attr
+
+    @functools.wraps(original)
+    def patch_hook_weight_to_device(self: Any, hooks: Any, combined_patches: Any, key: str, *args: Any) -> Any:
+        if loading.store_of_slot() is not None and key in combined_patches:
+            loading.before_write(get_attr(self.model, key))
+        return original(self, hooks, combined_patches, key, *args)
+
+    return patch_hook_weight_to_device
+
+
+def _on_cpu_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    @functools.wraps(original)
+    def initial_device(*args: Any, **kwargs: Any) -> Any:
+        if loading.store_of_slot() is not None:
+            return torch.device("cpu")
+        return original(*args, **kwargs)
+
+    return initial_device
+
+
+def _save_torch_file(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save_torch_file(sd: Any, ckpt: str, *args: Any, **kwargs: Any) -> Any:
+        store = loading.store_of_slot()
+        if store is not None:
+            store.let_go(ckpt)
+        return original(sd, ckpt, *args, **kwargs)
+
+    return save_torch_file
+
+
+def _pin_memory(original: Callable[..., bool]) -> Callable[..., bool]:
+    @functools.wraps(original)
+    def pin_memory(tensor: Any) -> bool:
+        """Shared memory is not a slot's to pin."""
+        return original(tensor) if not memory.is_shared(tensor) else False
+
+    return pin_memory
+
+
+def _patch(target: str, wrap: Any, *params: str, optional: bool = False, hazards: tuple[int, ...] = ()) -> Patch:
+    return Patch(target=target, wrap=wrap, params=params, optional=optional, hazards=hazards, why=_WHY, until=_UNTIL)
+
+
+PATCHES: tuple[Patch, ...] = (
+    _patch("comfy.utils:load_torch_file", _load_torch_file, "ckpt", "safe_load", "device", "return_metadata"),
+    _patch("comfy.utils:save_torch_file", _save_torch_file, "sd", "ckpt"),
+    _patch("comfy.utils:copy_to_param", _copy_to_param, "obj", "attr", "value", hazards=(53,)),
+    _patch(
+        "torch.nn.modules.module:Module._load_from_state_dict",
+        _load_from_state_dict,
+        "self",
+        "state_dict",
+        "prefix",
+        "local_metadata",
+    ),
+    _patch("torch.nn.modules.module:Module.to", _to, "self"),
+    _patch(
+        "comfy.model_patcher:ModelPatcher.patch_weight_to_device",
+        _patch_weight_to_device,
+        "self",
+        "key",
+        "device_to",
+        "inplace_update",
+    ),
+    _patch(
+        "comfy.model_patcher:ModelPatcher.patch_hook_weight_to_device",
+        _patch_hook_weight_to_device,
+        "self",
+        "hooks",
+        "combined_patches",
+        "key",
+        hazards=(53,),
+    ),
+    _patch("comfy.model_management:unet_inital_load_device", _on_cpu_first),
+    _patch("comfy.model_management:text_encoder_initial_device", _on_cpu_first),
+    _patch("comfy.model_management:pin_memory", _pin_memory, "tensor", optional=True, hazards=(36,)),
+)

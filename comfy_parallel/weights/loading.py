@@ -1,0 +1,196 @@
+"""Weights between file and model: read once, aliased by the models of all slots, and never written to."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_parallel.slot import current_slot
+from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
+from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, Span, is_shared
+from comfy_parallel.weights.store import Store, WeightFile
+
+logger = logging.getLogger(__name__)
+
+_HOME = "comfy_parallel_home"
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_store: Store | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The shared tensor that a parameter on a device was copied from, and where the copy lies."""
+
+    tensor: Any
+    address: int
+
+
+def use(store: Store | None) -> None:
+    """Share weights through this store; None: do not share."""
+    global _store
+    _store = store
+
+
+def store_of_slot() -> Store | None:
+    """The store, for code of a slot that shares."""
+    return _store if current_slot() is not None else None
+
+
+def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
+    """What `load()` returns for a weight file, with tensors that remember where in the file they come from.
+
+    They may be written to: they are copy-on-write views. A pickled file is read once.
+
+    Raises:
+        OSError: when the file cannot be read, or is overwritten meanwhile.
+    """
+    store.keep_to_budget()
+    file = store.find(path)
+    with file.lock:
+        if is_safetensors(path):
+            return _views_of_safetensors(store, file, load())
+        return _views_of_pickled(file, load)
+
+
+def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Make a module's parameters alias what a state dict holds for them.
+
+    Returns the entries to load in the place of those: each parameter itself, and copying a tensor to itself does
+    nothing. Parameters that cannot alias are left for the host to fill.
+    """
+    done = {}
+    for name, parameter in module._parameters.items():
+        value = state_dict.get(prefix + name)
+        if value is not None and _is_plain_tensor(value) and _is_plain_parameter(parameter, value.shape):
+            shared = _shared(store, value, parameter.dtype)
+            if shared is not None:
+                parameter.data = shared
+                done[prefix + name] = parameter
+    return done
+
+
+def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tuple[Any, Any]]:
+    """Do without copying what of `module.to(device, dtype)` ends in shared memory.
+
+    Returns the parameters that are about to leave it, with the tensors they leave; for `after_move`.
+    """
+    leaving = []
+    for parameter in module.parameters():
+        if parameter.device.type != "cpu":
+            home = home_of(parameter)
+            if home is not None and device is not None and device.type == "cpu" and dtype in (None, parameter.dtype):
+                parameter.data = home
+        elif _is_plain_parameter(parameter) and is_shared(parameter.data):
+            if device is not None and device.type != "cpu":
+                leaving.append((parameter, parameter.data))
+            elif dtype not in (None, parameter.dtype) and parameter.dtype.is_floating_point:
+                shared = _shared(store, parameter.data, dtype)
+                if shared is not None:
+                    parameter.data = shared
+    return leaving
+
+
+def after_move(leaving: list[tuple[Any, Any]]) -> None:
+    """Remember where these parameters came from, so that the way back is free."""
+    for parameter, tensor in leaving:
+        if parameter.device.type != "cpu" and parameter.dtype == tensor.dtype:
+            setattr(parameter, _HOME, Home(tensor, parameter.data_ptr()))
+
+
+def home_of(parameter: Any) -> Any:
+    """The shared tensor with a device parameter's numbers; None if it has none, or is another tensor by now."""
+    home = getattr(parameter, _HOME, None)
+    if home is None or home.address != parameter.data_ptr() or home.tensor.dtype != parameter.dtype:
+        return None
+    return home.tensor if home.tensor.shape == parameter.shape else None
+
+
+def before_write(parameter: Any) -> None:
+    """Give a parameter memory of its own, and let it forget where it came from: somebody writes to it."""
+    if is_shared(parameter.data):
+        parameter.data = parameter.data.clone()
+    if hasattr(parameter, _HOME):
+        delattr(parameter, _HOME)
+
+
+def _shared(store: Store, tensor: Any, dtype: Any) -> Any:
+    slot = current_slot()
+    assert slot is not None
+    return store.shared(tensor, dtype, slot.index, must_align=slot.device == "cpu")
+
+
+def _is_plain_parameter(parameter: Any, shape: Any = None) -> bool:
+    import torch
+
+    return (
+        type(parameter) is torch.nn.Parameter
+        and type(parameter.data) is torch.Tensor
+        and parameter.device.type == "cpu"
+        and parameter.layout == torch.strided
+        and parameter.is_contiguous()
+        and shape in (None, parameter.shape)
+    )
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    import torch
+
+    is_tensor = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided
+    return is_tensor and value.device.type == "cpu"
+
+
+def _views_of_safetensors(store: Store, file: WeightFile, weights: dict[str, Any]) -> dict[str, Any]:
+    content = store.content(file)
+    if file.index is None:
+        file.index = read_entries(content.fd)
+    view = content.private_view()
+    return {name: _private(content, view, file.index.get(name), tensor) for name, tensor in weights.items()}
+
+
+def _private(content: Region, view: Any, entry: Entry | None, tensor: Any) -> Any:
+    if entry is None or str(tensor.dtype) != f"torch.{entry.dtype}" or tuple(tensor.shape) != entry.shape:
+        return tensor
+    return content.private_tensor(view, Span.contiguous(entry.start, tensor.dtype, entry.shape))
+
+
+def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
+    if file.index is None:
+        weights = load()
+        if type(weights) not in (dict, OrderedDict) or not all(map(_is_plain, weights.values())):
+            return weights
+        file.content, file.index = _copied(weights, file)
+    assert file.content is not None
+    view = file.content.private_view()
+    kind, parts = file.index
+    content = file.content
+    views: dict[str, Any] = kind(
+        (name, content.private_tensor(view, part) if type(part) is Span else part) for name, part in parts
+    )
+    return views
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or _is_plain_tensor(value)
+
+
+def _copied(weights: dict[str, Any], file: WeightFile) -> tuple[SharedMemory, Any]:
+    """A pickled file's tensors in shared memory, each storage once, and where in it they are."""
+    import torch
+
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values() if _is_plain_tensor(t)}
+    memory = SharedMemory(max(1, sum(storage.nbytes() + ALIGNMENT for storage in storages.values())), file)
+    starts = {}
+    for address, storage in storages.items():
+        content = torch.empty(0, dtype=torch.uint8).set_(storage)
+        starts[address] = memory.append(content, torch.uint8).offset
+
+    def part(value: Any) -> Any:
+        if not _is_plain_tensor(value):
+            return value
+        start = starts[value.untyped_storage().data_ptr()] + value.storage_offset() * value.dtype.itemsize
+        return Span(start, value.dtype, tuple(value.shape), tuple(value.stride()))
+
+    return memory, (type(weights), [(name, part(value)) for name, value in weights.items()])

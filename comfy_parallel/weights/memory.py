@@ -1,0 +1,208 @@
+"""Read-only memory that tensors of several slots lie in."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import warnings
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+from weakref import WeakSet
+
+ALIGNMENT = 64  # What torch's CPU kernels expect of memory of its own; sums may depend on it.
+_TAG = "comfy_parallel_origin"
+_PAGEMAP = "/proc/self/pagemap"
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # Linux, Documentation/admin-guide/mm/pagemap.rst
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A strided piece of a region: `offset` in bytes from its start."""
+
+    offset: int
+    dtype: Any
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def contiguous(cls, offset: int, dtype: Any, shape: tuple[int, ...]) -> Span:
+        return cls(offset, dtype, shape, tuple(prod(shape[index + 1 :]) for index in range(len(shape))))
+
+    @property
+    def is_contiguous(self) -> bool:
+        expected = 1
+        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size != 1 and step != expected:
+                return False
+            expected *= size
+        return True
+
+
+class Origin:
+    """Where the memory of a tensor's storage comes from; it lives exactly as long as the storage.
+
+    `is_private`: the storage is a copy-on-write view of the region, which its owner may have written to.
+    """
+
+    def __init__(self, region: Region, offset: int, slot_index: int | None, *, is_private: bool) -> None:
+        self.region = region
+        self.offset = offset
+        self.slot_index = slot_index
+        self.is_private = is_private
+        region.users.add(self)
+
+
+class Region:
+    """Memory that cannot be written through its tensors. It goes with the last of them, and its owner's reference.
+
+    Args:
+        fd: what backs it; closed with the region.
+        size: in bytes.
+        file: the weight file whose bytes these are.
+    """
+
+    def __init__(self, fd: int, size: int, file: Any) -> None:
+        self.size = size
+        self.file = file
+        self.users: WeakSet[Origin] = WeakSet()
+        self.private_views: WeakSet[mmap.mmap] = WeakSet()
+        self.fd = fd
+        self._memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def tensor(self, span: Span, slot_index: int | None = None) -> Any:
+        """A tensor of this memory: no copy. Whoever writes to it ends the process."""
+        tensor = tensor_in(self._memory, span)
+        tag(tensor, Origin(self, span.offset, slot_index, is_private=False))
+        return tensor
+
+    def private_view(self) -> mmap.mmap:
+        """The same bytes to write to: pages that are written become the writer's own."""
+        view = mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self.private_views.add(view)
+        return view
+
+    def private_tensor(self, view: mmap.mmap, span: Span) -> Any:
+        """A tensor in a private view, that remembers which bytes it began with."""
+        tensor = tensor_in(view, span)
+        tag(tensor, Origin(self, span.offset, None, is_private=True))
+        return tensor
+
+    def release_pages(self, span: Span) -> None:
+        """Say that this part is not needed for now; it stays in the page cache."""
+        first = -(-span.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (span.offset + _extent(span)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class SharedMemory(Region):
+    """Anonymous memory, filled piece by piece, to be read by all slots."""
+
+    def __init__(self, size: int, file: Any) -> None:
+        fd = os.memfd_create("comfy_parallel weights", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        super().__init__(fd, size, file)
+        self.used = 0
+
+    def has_room(self, size: int) -> bool:
+        return _aligned(self.used) + size <= self.size
+
+    def append(self, source: Any, dtype: Any) -> Span:
+        """Copy a tensor to the end, converted to `dtype`, contiguous."""
+        span = Span.contiguous(_aligned(self.used), dtype, tuple(source.shape))
+        self.used = span.offset + source.numel() * dtype.itemsize
+        if source.numel():
+            start = span.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            window = mmap.mmap(self.fd, self.used - start, offset=start)
+            tensor_in(window, replace(span, offset=span.offset - start)).copy_(source)
+        return span
+
+    def read_file(self, fd: int) -> None:
+        """Fill it with a file's bytes."""
+        while self.used < self.size:
+            count = os.sendfile(self.fd, fd, self.used, self.size - self.used)
+            if not count:
+                raise OSError(f"the file was cut off at byte {self.used} of {self.size} while it was read")
+            self.used += count
+
+
+def tag(tensor: Any, origin: Origin) -> None:
+    """Say where a tensor's memory comes from. Views of the tensor share its storage, and so the tag."""
+    setattr(tensor.untyped_storage(), _TAG, origin)
+
+
+def origin_of(tensor: Any) -> Origin | None:
+    return getattr(tensor.untyped_storage(), _TAG, None)
+
+
+def is_shared(tensor: Any) -> bool:
+    """Whether a tensor lies in memory that must not be written."""
+    if tensor.device.type != "cpu":
+        return False
+    origin = origin_of(tensor)
+    return origin is not None and not origin.is_private
+
+
+def span_of(tensor: Any, origin: Origin) -> Span:
+    offset = origin.offset + tensor.storage_offset() * tensor.dtype.itemsize
+    return Span(offset, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def is_unwritten(tensor: Any) -> bool:
+    """Whether no page of a copy-on-write tensor was written to, as the kernel's page table says."""
+    size = _extent(Span(0, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())))
+    first = tensor.data_ptr() // mmap.PAGESIZE
+    count = (tensor.data_ptr() + max(size, 1) - 1) // mmap.PAGESIZE - first + 1
+    try:
+        entries = _page_entries(first, count)
+    except OSError:  # no Linux, or a sandbox without it
+        return False
+    here = (entries & (_PRESENT | _SWAPPED)) != 0
+    return not (here & ((entries & _OF_FILE) == 0)).any()
+
+
+def _page_entries(first: int, count: int) -> Any:
+    import numpy as np
+
+    with open(_PAGEMAP, "rb", buffering=0) as pagemap:
+        data = os.pread(pagemap.fileno(), count * 8, first * 8)
+    if len(data) != count * 8:
+        raise OSError(f"{_PAGEMAP}: {len(data)} bytes for {count} pages")
+    return np.frombuffer(data, dtype=np.uint64)
+
+
+def tensor_in(memory: mmap.mmap, span: Span) -> Any:
+    """A tensor of a mapping's memory; the mapping lives as long as the tensor."""
+    import torch
+
+    if not prod(span.shape):
+        return torch.empty(span.shape, dtype=span.dtype)
+    flat = _tensor_of_bytes(memory, span.offset, _extent(span))
+    return flat.view(span.dtype).as_strided(span.shape, span.stride)
+
+
+def _tensor_of_bytes(memory: mmap.mmap, offset: int, size: int) -> Any:
+    import torch
+
+    _accept_read_only_buffers()
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)
+
+
+@functools.cache
+def _accept_read_only_buffers() -> None:
+    """torch warns of them, once; read-only is what we want."""
+    warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
+
+def _extent(span: Span) -> int:
+    last = sum((size - 1) * step for size, step in zip(span.shape, span.stride, strict=True))
+    return int((last + 1) * span.dtype.itemsize)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
