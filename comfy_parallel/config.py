@@ -25,6 +25,7 @@ class Config:
     strict: bool = False
     weights: str = "map"
     ram_gb: float | None = None
+    preload: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -44,6 +45,7 @@ class Config:
             strict=_flag(env, "COMFY_PARALLEL_STRICT"),
             weights=_choice(env, "COMFY_PARALLEL_WEIGHTS", WEIGHTS),
             ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
+            preload=tuple(filter(None, map(str.strip, env.get("COMFY_PARALLEL_PRELOAD", "").split(",")))),
         )
 
 

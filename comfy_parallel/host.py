@@ -41,3 +41,21 @@ def allows_origins() -> bool:
     from comfy.cli_args import args
 
     return bool(args.enable_cors_header)
+
+
+def weight_files(folder: str) -> list[str]:
+    """The files of a model folder, as the host's loader nodes know them."""
+    import folder_paths
+
+    return folder_paths.get_filename_list(folder) if folder in folder_paths.folder_names_and_paths else []
+
+
+def weight_name(path: str) -> str:
+    """A weight file's folder and name as the loader nodes know them; its last part when it is in none."""
+    import folder_paths
+
+    for folder, (roots, _) in folder_paths.folder_names_and_paths.items():
+        for root in roots:
+            if folder != "custom_nodes" and Path(path).is_relative_to(root):
+                return f"{folder}/{Path(path).relative_to(root).as_posix()}"
+    return Path(path).name

@@ -59,6 +59,7 @@ class FrontQueue:
     def __init__(self, server: Any) -> None:
         self.slot_queues: list[Any] = []
         self.default_slot: int | None = None
+        self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
         self._arrivals = itertools.count()
         self._is_adopted = False
         super().__init__(server)
@@ -97,6 +98,13 @@ class FrontQueue:
         if self.queue and (idle := [queue.slot for queue in self.slot_queues if queue.is_waiting]):
             chosen = router.choose_slot(client_of(self.queue[0]), idle)
             self.slot_queues[chosen.index].not_empty.notify()
+
+    def host_item(
+        self, number: float, prompt_id: str, prompt: Any, extra_data: dict[str, Any], outputs: list[str]
+    ) -> tuple[Any, ...]:
+        """A queue item in the shape that this host uses."""
+        has_secrets = "process_item" in inspect.signature(self.slot_queues[0].host_task_done).parameters
+        return (number, prompt_id, prompt, extra_data, outputs, *([{}] if has_secrets else []))
 
     def _target_of(self, item: tuple[Any, ...]) -> int | None:
         target = routing.current_scope().target
@@ -242,6 +250,7 @@ class SlotQueue:
         self.slot = slot
         self._running: dict[int, QueueItem] = {}
         self.is_waiting = False
+        self._was_freed = False
         super().__init__(front.server)
         self.mutex, self.not_empty = front.mutex, threading.Condition(front.mutex)
 
@@ -268,6 +277,8 @@ class SlotQueue:
     def get(self, timeout: float | None = None) -> tuple[QueueItem, int] | None:
         """The next job of this slot and its id; None after `timeout` seconds or when flags are to be handled."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self.front.between_jobs(self._was_freed)
+        self._was_freed = False
         with self.not_empty:
             while True:
                 self.slot.is_ready = True
@@ -301,6 +312,11 @@ class SlotQueue:
         with self.mutex:
             self.flags[name] = data
             self.not_empty.notify_all()
+
+    def get_flags(self, reset: bool = True) -> dict[str, Any]:
+        flags: dict[str, Any] = super().get_flags(reset)
+        self._was_freed = self._was_freed or bool(flags.get("free_memory"))
+        return flags
 
     def wipe_history(self) -> None:
         self.front.wipe_history()
@@ -372,9 +388,13 @@ class SlotQueue:
         if client_id is not None:
             self.server.send_sync(event, {**data, "gpu_id": self.slot.index}, client_id)
 
+    @property
+    def host_task_done(self) -> Callable[..., None]:
+        """The host's own `task_done`, whose parameters differ between versions."""
+        return super().task_done
+
     def _without_secrets(self) -> dict[str, Any]:
-        host_task_done = super().task_done
-        if "process_item" not in inspect.signature(host_task_done).parameters:
+        if "process_item" not in inspect.signature(self.host_task_done).parameters:
             return {}
         return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}
 

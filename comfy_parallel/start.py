@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from comfy_parallel import device, host
+from comfy_parallel import device, host, preload
 from comfy_parallel.config import Config
-from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.patching import PatchSet
 from comfy_parallel.slot import Slot, set_slots, slots
 from comfy_parallel.weights import loading, ram
-from comfy_parallel.weights.store import Store
 from comfy_parallel.worker import check_devices
 
 logger = logging.getLogger(__name__)
@@ -73,11 +72,33 @@ def start_slots(front: Any) -> None:
     set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
     for slot in slots():
         front.add_slot(slot)
-    if _config.weights != "off":
-        loading.use(Store(_config.weights, ram.budget_bytes(_config.ram_gb)))
+    _share_weights(front)
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
+
+
+def preload_files(server: Any) -> None:
+    """Queue what `COMFY_PARALLEL_PRELOAD` names on every slot; called when the host's server is complete."""
+    try:
+        prompt = preload.make_prompt(_config.preload, host.weight_files)
+    except BadRequest as error:
+        logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
+        return
+    if prompt:
+        preload.submit(server, prompt, [slot.index for slot in slots()])
+
+
+def _share_weights(front: Any) -> None:
+    if _config.weights == "off":
+        return
+    if sys.platform != "linux":
+        logger.info("comfy_parallel: every slot keeps its own copy of its weights: sharing them needs Linux")
+        return
+    from comfy_parallel.weights.store import Store
+
+    loading.use(Store(_config.weights, ram.budget_bytes(_config.ram_gb)))
+    front.between_jobs = loading.between_jobs
 
 
 def _check_complete() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from comfy_parallel import requests, status
+from comfy_parallel import host, preload, requests, status
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.routing import BODY_FIELD, HEADER, Scope, parse_target, scoped
 from comfy_parallel.slot import slots
+from comfy_parallel.weights import report
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,20 @@ def _add_routes(routes: web.RouteTableDef, front: Any, models_of: status.ModelsO
     @routes.get("/debug/queues")
     async def debug_queues(request: web.Request) -> web.Response:
         return web.json_response(status.debug_queues(front))
+
+    @routes.get("/parallel/weights")
+    async def weights(request: web.Request) -> web.Response:
+        return web.json_response(report.weights_json(host.weight_name))
+
+    @routes.post("/parallel/preload")
+    async def preload_files(request: web.Request) -> web.Response:
+        try:
+            data = requests.parse_object(await request.read(), charset=request.charset or "utf-8")
+            files, gpu_ids = preload.check_request(data, _header_target(request))
+            prompt = preload.make_prompt(files, host.weight_files)
+        except BadRequest as error:
+            return _refusal(error)
+        return web.json_response({"jobs": preload.submit(front.server, prompt, gpu_ids)})
 
     @routes.get("/metrics")
     async def prometheus(request: web.Request) -> web.Response:

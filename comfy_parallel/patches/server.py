@@ -40,6 +40,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         start.start_slots(self.prompt_queue)
         self.prompt_queues = self.prompt_queue.slot_queues
         web.setup(self, self.prompt_queue, models_of, allows_origins=host.allows_origins())
+        start.preload_files(self)
 
     return __init__
 

@@ -23,7 +23,7 @@ def _load_torch_file(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(ckpt, safe_load=safe_load, device=device, return_metadata=return_metadata, **others)
 
         store = loading.store_of_slot()
-        if store is None or not (device is None or device.type == "cpu"):
+        if store is None or not (device is None or str(getattr(device, "type", device)).startswith("cpu")):
             return load()
         metadata: Any = None
 
@@ -54,11 +54,12 @@ def _load_from_state_dict(original: Callable[..., None]) -> Callable[..., None]:
     def _load_from_state_dict(
         self: Any, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        store = loading.store_of_slot()
-        assigns = local_metadata.get("assign_to_params_buffers", False)
-        if store is not None and not assigns and not self._load_state_dict_pre_hooks:
-            done = loading.share_parameters(store, self, state_dict, prefix)
-            state_dict = {**state_dict, **done} if done else state_dict
+        if not local_metadata.get("assign_to_params_buffers", False):
+            store = loading.store_of_slot()
+            if store is not None and not self._load_state_dict_pre_hooks:
+                done = loading.share_parameters(store, self, state_dict, prefix)
+                state_dict = {**state_dict, **done} if done else state_dict
+            loading.before_load(self, state_dict, prefix)
         original(self, state_dict, prefix, local_metadata, *args, **kwargs)
 
     return _load_from_state_dict
@@ -79,6 +80,15 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return to
+
+
+def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def _apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loading.forget_homes(self)
+        return original(self, *args, **kwargs)
+
+    return _apply
 
 
 def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,8 +114,8 @@ def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
             weight = get_attr(self.model, key)
             if inplace_update or self.weight_inplace_update:
                 loading.before_write(weight)
-            elif (home := loading.home_of(weight)) is not None:
-                weight.data = home
+            elif not others.get("return_weight"):
+                loading.send_home(weight)
         return original(self, key, device_to=device_to, inplace_update=inplace_update, **others)
 
     return patch_weight_to_device
@@ -115,10 +125,12 @@ def _patch_hook_weight_to_device(original: Callable[..., Any]) -> Callable[..., 
     get_attr = original.__globals__["comfy"].utils.get_attr
 
     @functools.wraps(original)
-    def patch_hook_weight_to_device(self: Any, hooks: Any, combined_patches: Any, key: str, *args: Any) -> Any:
+    def patch_hook_weight_to_device(
+        self: Any, hooks: Any, combined_patches: Any, key: str, *args: Any, **kwargs: Any
+    ) -> Any:
         if loading.store_of_slot() is not None and key in combined_patches:
             loading.before_write(get_attr(self.model, key))
-        return original(self, hooks, combined_patches, key, *args)
+        return original(self, hooks, combined_patches, key, *args, **kwargs)
 
     return patch_hook_weight_to_device
 
@@ -172,6 +184,7 @@ PATCHES: tuple[Patch, ...] = (
         "local_metadata",
     ),
     _patch("torch.nn.modules.module:Module.to", _to, "self"),
+    _patch("torch.nn.modules.module:Module._apply", _apply, "self"),
     _patch(
         "comfy.model_patcher:ModelPatcher.patch_weight_to_device",
         _patch_weight_to_device,

@@ -66,15 +66,19 @@ def read_entries(fd: int) -> dict[str, Entry]:
     if 8 + header_size > size:
         raise ValueError("its header is longer than the file")
     header: dict[str, Any] = json.loads(_read(fd, header_size, 8))
-    header.pop("__metadata__", None)
     base = 8 + header_size
-    entries = {}
-    for name, info in header.items():
-        start, end = info["data_offsets"]
-        entries[name] = Entry(_DTYPES.get(info["dtype"], ""), tuple(info["shape"]), base + start, base + end)
+    try:
+        entries = {name: _entry(info, base) for name, info in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("its header is no table of tensors") from error
     if any(entry.end > size for entry in entries.values()):
         raise ValueError("it ends before its last tensor does")
     return entries
+
+
+def _entry(info: dict[str, Any], base: int) -> Entry:
+    start, end = info["data_offsets"]
+    return Entry(_DTYPES.get(info["dtype"], ""), tuple(info["shape"]), base + start, base + end)
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:

@@ -13,6 +13,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +33,31 @@ class Leases:
 
     def take(self, fd: int) -> bool:
         """Whether the file is leased now: not on network file systems, nor if another user owns it or writes to it."""
-        self._start()
-        assert self._thread_id is not None
-        try:
-            fcntl.fcntl(fd, _F_SETSIG, self._signal)
-            fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", _OWNER_IS_THREAD, self._thread_id))
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", _OWNER_IS_THREAD, self._thread_id))
-        except OSError as error:
-            logger.debug("no lease: %s", error)
-            return False
-        self._held.add(fd)
-        return True
+        with self._lock:
+            thread_id = self._start()
+            try:
+                fcntl.fcntl(fd, _F_SETSIG, self._signal)
+                fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", _OWNER_IS_THREAD, thread_id))
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except OSError as error:
+                logger.debug("no lease: %s", error)
+                return False
+            self._held.add(fd)
+            return True
 
     def give_back(self, fd: int) -> None:
         """Let others write to the file. Takes no lock: finalizers call it."""
         if fd in self._held:
             self._held.discard(fd)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            with suppress(BlockingIOError):  # The kernel took it away: a writer had waited too long.
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread_id is None:
-                threading.Thread(target=self._watch, name="weight-file-leases", daemon=True).start()
-                self._is_ready.wait()
+    def _start(self) -> int:
+        if self._thread_id is None:
+            threading.Thread(target=self._watch, name="weight-file-leases", daemon=True).start()
+            self._is_ready.wait()
+        assert self._thread_id is not None
+        return self._thread_id
 
     def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {self._signal})
@@ -63,6 +65,12 @@ class Leases:
         self._is_ready.set()
         while True:
             signal.sigwait({self._signal})
-            for fd in list(self._held):
-                if fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
-                    self._on_break(fd)
+            with self._lock:  # Who takes a lease at the moment has it in `_held` then.
+                held = list(self._held)
+            for fd in held:
+                try:
+                    if fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
+                        self._on_break(fd)
+                except OSError as error:
+                    if fd in self._held:  # else its region went meanwhile
+                        logger.critical("comfy_parallel: a weight file in use is overwritten: %s", error)

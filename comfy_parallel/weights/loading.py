@@ -6,18 +6,23 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slot import current_slot
+from comfy_parallel.slot import SlotLocal, current_slot
+from comfy_parallel.weights import ram
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, Span, is_shared
-from comfy_parallel.weights.store import Store, WeightFile
+
+if TYPE_CHECKING:  # Linux only
+    from comfy_parallel.weights.store import Store, WeightFile
 
 logger = logging.getLogger(__name__)
 
 _HOME = "comfy_parallel_home"
+_OWN_USES = 2  # of a storage: the parameter, and the storage object that asks
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _store: Store | None = None
+_has_loaded: SlotLocal[bool] = SlotLocal(lambda: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,25 @@ def use(store: Store | None) -> None:
     _store = store
 
 
+def store() -> Store | None:
+    """The store; None where weights are not shared."""
+    return _store
+
+
 def store_of_slot() -> Store | None:
     """The store, for code of a slot that shares."""
     return _store if current_slot() is not None else None
+
+
+def between_jobs(was_freed: bool) -> None:
+    """Give back memory, on a slot's thread: what the allocator keeps after a load, and on request what nobody uses."""
+    if _store is None:
+        return
+    if was_freed:
+        _store.drop_unused()
+    if was_freed or _has_loaded.get():
+        ram.trim()
+        _has_loaded.set(False)
 
 
 def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
@@ -48,8 +69,8 @@ def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
         OSError: when the file cannot be read, or is overwritten meanwhile.
     """
     store.keep_to_budget()
-    file = store.find(path)
-    with file.lock:
+    _has_loaded.set(True)
+    with store.opened(path) as file:
         if is_safetensors(path):
             return _views_of_safetensors(store, file, load())
         return _views_of_pickled(file, load)
@@ -64,7 +85,7 @@ def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], pref
     done = {}
     for name, parameter in module._parameters.items():
         value = state_dict.get(prefix + name)
-        if value is not None and _is_plain_tensor(value) and _is_plain_parameter(parameter, value.shape):
+        if value is not None and _is_plain_tensor(value) and _can_alias(parameter, value.shape):
             shared = _shared(store, value, parameter.dtype)
             if shared is not None:
                 parameter.data = shared
@@ -72,21 +93,30 @@ def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], pref
     return done
 
 
+def before_load(module: Any, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the parameters that a state dict is about to be copied into memory of their own."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None and prefix + name in state_dict and state_dict[prefix + name] is not parameter:
+            before_write(parameter)
+
+
 def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tuple[Any, Any]]:
     """Do without copying what of `module.to(device, dtype)` ends in shared memory.
 
-    Returns the parameters that are about to leave it, with the tensors they leave; for `after_move`.
+    Returns the parameters that leave it or have left it before, each with its shared tensor; for `after_move`.
     """
     leaving = []
     for parameter in module.parameters():
         if parameter.device.type != "cpu":
             home = home_of(parameter)
             if home is not None and device is not None and device.type == "cpu" and dtype in (None, parameter.dtype):
-                parameter.data = home
+                send_home(parameter)
+            elif home is not None:
+                leaving.append((parameter, home))  # It may stay where it is.
         elif _is_plain_parameter(parameter) and is_shared(parameter.data):
             if device is not None and device.type != "cpu":
                 leaving.append((parameter, parameter.data))
-            elif dtype not in (None, parameter.dtype) and parameter.dtype.is_floating_point:
+            elif _is_other_float(dtype, parameter.dtype):
                 shared = _shared(store, parameter.data, dtype)
                 if shared is not None:
                     parameter.data = shared
@@ -108,6 +138,21 @@ def home_of(parameter: Any) -> Any:
     return home.tensor if home.tensor.shape == parameter.shape else None
 
 
+def send_home(parameter: Any) -> None:
+    """Let a parameter on a device that still is a copy of a shared tensor be that tensor again."""
+    home = home_of(parameter)
+    if home is not None:
+        parameter.data = home
+        delattr(parameter, _HOME)
+
+
+def forget_homes(module: Any) -> None:
+    """The module's own parameters are about to be replaced."""
+    for parameter in module._parameters.values():
+        if hasattr(parameter, _HOME):
+            delattr(parameter, _HOME)
+
+
 def before_write(parameter: Any) -> None:
     """Give a parameter memory of its own, and let it forget where it came from: somebody writes to it."""
     if is_shared(parameter.data):
@@ -122,7 +167,24 @@ def _shared(store: Store, tensor: Any, dtype: Any) -> Any:
     return store.shared(tensor, dtype, slot.index, must_align=slot.device == "cpu")
 
 
-def _is_plain_parameter(parameter: Any, shape: Any = None) -> bool:
+def _can_alias(parameter: Any, shape: Any) -> bool:
+    return _is_plain_parameter(parameter) and parameter.shape == shape and _owns_its_storage(parameter)
+
+
+def _owns_its_storage(parameter: Any) -> bool:
+    """Whether no other tensor lies in the same memory: one that does would not follow."""
+    import torch
+
+    storage = parameter.untyped_storage()
+    is_whole = storage.nbytes() == parameter.numel() * parameter.dtype.itemsize
+    return is_whole and torch._C._storage_Use_Count(storage._cdata) <= _OWN_USES
+
+
+def _is_other_float(dtype: Any, current: Any) -> bool:
+    return dtype not in (None, current) and dtype.is_floating_point and current.is_floating_point
+
+
+def _is_plain_parameter(parameter: Any) -> bool:
     import torch
 
     return (
@@ -131,7 +193,6 @@ def _is_plain_parameter(parameter: Any, shape: Any = None) -> bool:
         and parameter.device.type == "cpu"
         and parameter.layout == torch.strided
         and parameter.is_contiguous()
-        and shape in (None, parameter.shape)
     )
 
 
@@ -139,15 +200,15 @@ def _is_plain_tensor(value: Any) -> bool:
     import torch
 
     is_tensor = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided
-    return is_tensor and value.device.type == "cpu"
+    return is_tensor and value.device.type == "cpu" and not value.is_conj() and not value.is_neg()
 
 
 def _views_of_safetensors(store: Store, file: WeightFile, weights: dict[str, Any]) -> dict[str, Any]:
     content = store.content(file)
     if file.index is None:
         file.index = read_entries(content.fd)
-    view = content.private_view()
-    return {name: _private(content, view, file.index.get(name), tensor) for name, tensor in weights.items()}
+    with file.private_view() as view:
+        return {name: _private(content, view, file.index.get(name), tensor) for name, tensor in weights.items()}
 
 
 def _private(content: Region, view: Any, entry: Entry | None, tensor: Any) -> Any:
@@ -159,21 +220,24 @@ def _private(content: Region, view: Any, entry: Entry | None, tensor: Any) -> An
 def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
     if file.index is None:
         weights = load()
-        if type(weights) not in (dict, OrderedDict) or not all(map(_is_plain, weights.values())):
+        if type(weights) not in (dict, OrderedDict) or not all(map(_is_simple, weights.values())):
             return weights
         file.content, file.index = _copied(weights, file)
     assert file.content is not None
-    view = file.content.private_view()
-    kind, parts = file.index
-    content = file.content
-    views: dict[str, Any] = kind(
-        (name, content.private_tensor(view, part) if type(part) is Span else part) for name, part in parts
-    )
+    kind, attributes, parts = file.index
+    views: dict[str, Any] = kind()
+    vars(views).update(attributes) if attributes else None
+    with file.private_view() as view:
+        for name, part in parts:
+            views[name] = file.content.private_tensor(view, part) if type(part) is Span else part
     return views
 
 
-def _is_plain(value: Any) -> bool:
-    return type(value) in _PLAIN or _is_plain_tensor(value)
+def _is_simple(value: Any) -> bool:
+    import torch
+
+    is_tensor = type(value) is torch.Tensor and not value.requires_grad
+    return type(value) in _PLAIN or (is_tensor and _is_plain_tensor(value))
 
 
 def _copied(weights: dict[str, Any], file: WeightFile) -> tuple[SharedMemory, Any]:
@@ -193,4 +257,5 @@ def _copied(weights: dict[str, Any], file: WeightFile) -> tuple[SharedMemory, An
         start = starts[value.untyped_storage().data_ptr()] + value.storage_offset() * value.dtype.itemsize
         return Span(start, value.dtype, tuple(value.shape), tuple(value.stride()))
 
-    return memory, (type(weights), [(name, part(value)) for name, value in weights.items()])
+    attributes = dict(getattr(weights, "__dict__", {}))  # torch keeps versions of modules there
+    return memory, (type(weights), attributes, [(name, part(value)) for name, value in weights.items()])

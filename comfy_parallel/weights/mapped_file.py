@@ -27,37 +27,40 @@ class MappedFile(Region):
     """
 
     def __init__(self, path: str, file: Any) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            super().__init__(fd, os.fstat(fd).st_size, file)
-        except (OSError, ValueError):
-            os.close(fd)
-            raise
         self.lock = threading.Lock()
         self.is_current = True
         self.is_detached = False
-        _by_fd[fd] = self
-        if not _leases.take(fd):
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        super().__init__(self.fd, os.fstat(self.fd).st_size, file)
+        _by_fd[self.fd] = self
+        if not _leases.take(self.fd):
             raise OSError(f"{path}: its file system or its owner does not let us guard it against being overwritten")
 
     def __del__(self) -> None:
         _leases.give_back(self.fd)
         super().__del__()
 
+    def release_pages(self, span: Span) -> None:
+        with self.lock:
+            if not self.is_detached:  # Then the pages are in no file any more.
+                super().release_pages(span)
+
     def let_go(self) -> None:
         """Let others write to the file; whoever uses its tensors keeps the old bytes, now in memory of our own."""
-        with self.lock:
-            self.is_current = False
-            if self.users and not self.is_detached:
-                self._detach()
-        _leases.give_back(self.fd)
+        try:
+            with self.lock:
+                self.is_current = False
+                if self.users and not self.is_detached:
+                    self._detach()
+        finally:
+            _leases.give_back(self.fd)
 
     def _detach(self) -> None:
         import torch
 
         everything = Span(0, torch.uint8, (self.size,), (1,))
         _copy_in_place(tensor_in(self._memory, everything).data_ptr(), self.size, mmap.PROT_READ)
-        for view in list(self.private_views):
+        for view in self.private_views:
             _copy_in_place(tensor_in(view, everything).data_ptr(), self.size, mmap.PROT_READ | mmap.PROT_WRITE)
         self.is_detached = True
 

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 ALIGNMENT = 64  # What torch's CPU kernels expect of memory of its own; sums may depend on it.
 _TAG = "comfy_parallel_origin"
@@ -51,7 +51,7 @@ class Origin:
         self.offset = offset
         self.slot_index = slot_index
         self.is_private = is_private
-        region.users.add(self)
+        region.note_user(self)
 
 
 class Region:
@@ -63,16 +63,31 @@ class Region:
         file: the weight file whose bytes these are.
     """
 
+    fd = -1
+
     def __init__(self, fd: int, size: int, file: Any) -> None:
+        self.fd = fd
         self.size = size
         self.file = file
-        self.users: WeakSet[Origin] = WeakSet()
-        self.private_views: WeakSet[mmap.mmap] = WeakSet()
-        self.fd = fd
+        self._users: set[ref[Origin]] = set()
+        self._private_views: set[ref[mmap.mmap]] = set()
         self._memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    @property
+    def users(self) -> list[Origin]:
+        """One for each storage in this memory."""
+        return [user for one in list(self._users) if (user := one()) is not None]
+
+    @property
+    def private_views(self) -> list[mmap.mmap]:
+        return [view for one in list(self._private_views) if (view := one()) is not None]
+
+    def note_user(self, user: Origin) -> None:
+        self._users.add(ref(user, self._users.discard))
 
     def tensor(self, span: Span, slot_index: int | None = None) -> Any:
         """A tensor of this memory: no copy. Whoever writes to it ends the process."""
@@ -83,7 +98,7 @@ class Region:
     def private_view(self) -> mmap.mmap:
         """The same bytes to write to: pages that are written become the writer's own."""
         view = mmap.mmap(self.fd, self.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self.private_views.add(view)
+        self._private_views.add(ref(view, self._private_views.discard))
         return view
 
     def private_tensor(self, view: mmap.mmap, span: Span) -> Any:
@@ -104,9 +119,9 @@ class SharedMemory(Region):
     """Anonymous memory, filled piece by piece, to be read by all slots."""
 
     def __init__(self, size: int, file: Any) -> None:
-        fd = os.memfd_create("comfy_parallel weights", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
-        super().__init__(fd, size, file)
+        self.fd = os.memfd_create("comfy_parallel weights", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+        super().__init__(self.fd, size, file)
         self.used = 0
 
     def has_room(self, size: int) -> bool:
@@ -180,10 +195,11 @@ def tensor_in(memory: mmap.mmap, span: Span) -> Any:
     """A tensor of a mapping's memory; the mapping lives as long as the tensor."""
     import torch
 
-    if not prod(span.shape):
-        return torch.empty(span.shape, dtype=span.dtype)
-    flat = _tensor_of_bytes(memory, span.offset, _extent(span))
-    return flat.view(span.dtype).as_strided(span.shape, span.stride)
+    with torch.inference_mode(False):  # A model loaded in inference mode may be trained later.
+        if not prod(span.shape):
+            return torch.empty(span.shape, dtype=span.dtype)
+        flat = _tensor_of_bytes(memory, span.offset, _extent(span))
+        return flat.view(span.dtype).as_strided(span.shape, span.stride)
 
 
 def _tensor_of_bytes(memory: mmap.mmap, offset: int, size: int) -> Any:

@@ -1,9 +1,13 @@
-"""How much RAM the weights may take beyond the page cache."""
+"""How much RAM the weights may take beyond the page cache, and giving RAM back."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -17,3 +21,13 @@ def _available() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
     return total if limit == "max" else min(total, int(limit))
+
+
+def trim() -> None:
+    """Have the C library give freed memory back: parameters that the host makes and we replace leave much of it."""
+    _malloc_trim()(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], Any]:
+    return getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)  # glibc's

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from comfy_parallel.weights.files import Identity
@@ -44,7 +47,7 @@ class WeightFile:
     @property
     def slots(self) -> list[int]:
         """The slots whose models alias this file."""
-        origins = [origin for region in self.regions() for origin in list(region.users)]
+        origins = [origin for region in self.regions() for origin in region.users]
         return sorted({origin.slot_index for origin in origins if origin.slot_index is not None})
 
     @property
@@ -60,6 +63,19 @@ class WeightFile:
     @property
     def converted_bytes(self) -> int:
         return sum(arena.used for arena in self._arenas)
+
+    @contextmanager
+    def private_view(self) -> Iterator[mmap.mmap]:
+        """The content to write to, kept as it is until the body's tensors are there.
+
+        Raises:
+            OSError: when the file was overwritten after it was opened.
+        """
+        assert self.content is not None
+        with self.content.lock if isinstance(self.content, MappedFile) else nullcontext():
+            if self.is_outdated:
+                raise _overwritten(self.path)
+            yield self.content.private_view()
 
     def converted(self, region: Region, span: Span, dtype: Any, slot_index: int | None) -> Any:
         """The tensor at `span` as `dtype`, contiguous and aligned, in memory that all slots share."""
@@ -131,7 +147,22 @@ class Store:
                     self._outdated.append(file)
                 file = self._files[identity] = WeightFile(path, identity)
             self._files.move_to_end(identity)
+            file.path = path
         return file
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[WeightFile]:
+        """The file that a path names now, locked.
+
+        Raises:
+            OSError: when it cannot be read.
+        """
+        while True:
+            file = self.find(path)
+            with file.lock:
+                if self._files.get(file.identity) is file:  # else it was dropped before we had the lock
+                    yield file
+                    return
 
     def content(self, file: WeightFile) -> Region:
         """The file's bytes, mapped or copied; the caller holds the file's lock.
@@ -142,8 +173,8 @@ class Store:
         if file.content is None:
             content = self._mapped(file) if self.mode == "map" else None
             content = content or self._copied(file)
-            if Identity.of(file.path) != file.identity:
-                raise OSError(f"{file.path} was overwritten while it was loaded; submit the job again")
+            if Identity.of(content.fd if isinstance(content, MappedFile) else file.path) != file.identity:
+                raise _overwritten(file.path)
             file.content = content
         return file.content
 
@@ -201,7 +232,7 @@ class Store:
     def _mapped(self, file: WeightFile) -> Region | None:
         try:
             return MappedFile(file.path, file)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it is empty
             if not self._has_told:
                 logger.info("comfy_parallel: weight files are copied into shared memory, not mapped: %s", error)
             self._has_told = True
@@ -210,8 +241,14 @@ class Store:
     def _copied(self, file: WeightFile) -> Region:
         fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            memory = SharedMemory(os.fstat(fd).st_size, file)
+            if Identity.of(fd) != file.identity:
+                raise _overwritten(file.path)
+            memory = SharedMemory(file.identity.size, file)
             memory.read_file(fd)
             return memory
         finally:
             os.close(fd)
+
+
+def _overwritten(path: str) -> OSError:
+    return OSError(f"{path} was overwritten while it was loaded; submit the job again")

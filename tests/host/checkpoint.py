@@ -1,9 +1,10 @@
 """Writes a small random SD1.5 checkpoint and a LoRA for it, which the host's own loaders accept.
 
-usage: python tests/host/checkpoint.py HOST_DIR OUT_DIR [--seed N] [--name NAME]
+usage: python tests/host/checkpoint.py HOST_DIR OUT_DIR [--seed N] [--name NAME] [--wide]
 
 Makes OUT_DIR/checkpoints/NAME.safetensors and OUT_DIR/loras/lora.safetensors. The text encoder has
-its full size (the host builds no other), the UNet two levels, the VAE is a TAESD.
+its full size (the host builds no other), the UNet two levels, the VAE is a TAESD. --wide: the UNet
+has SD1.5's four levels, 550 million parameters; no LoRA is made.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ UNET_CONFIG: dict[str, Any] = {
     "use_temporal_resblock": False,
     "adm_in_channels": None,
     "legacy": False,
+}
+WIDE = {
+    "num_res_blocks": [1, 1, 1, 1],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0],
 }
 LATENT_SCALE = 0.18215  # SD1.5's: a TAESD works on latents of variance one
 WEIGHT_GAIN = 0.6  # of 1/sqrt(fan in): larger lets the random UNet's output explode over 20 steps
@@ -143,18 +150,18 @@ def write(weights: StateDict, path: Path) -> None:
     os.replace(partial, path)
 
 
-def make_models(host_dir: Path, out_dir: Path, *, seed: int, name: str) -> None:
+def make_models(host_dir: Path, out_dir: Path, *, seed: int, name: str, is_wide: bool) -> None:
     enter_host(host_dir)
     import comfy.supported_models
     import torch
 
     torch.manual_seed(seed)
-    config = comfy.supported_models.SD15(dict(UNET_CONFIG))
+    config = comfy.supported_models.SD15(UNET_CONFIG | (WIDE if is_wide else {}))
     with torch.no_grad():
         weights = {**unet_weights(config), **text_encoder_weights(config), **vae_weights()}
         write(weights, out_dir / "checkpoints" / f"{name}.safetensors")
         lora = out_dir / "loras" / "lora.safetensors"
-        if not lora.exists():
+        if not is_wide and not lora.exists():
             write(lora_weights(weights), lora)
 
 
@@ -164,9 +171,10 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="a", help="file name without ending (default: a)")
+    parser.add_argument("--wide", action="store_true")
     options = parser.parse_args()
     out_dir = options.out_dir.resolve()
-    make_models(options.host_dir.resolve(), out_dir, seed=options.seed, name=options.name)
+    make_models(options.host_dir.resolve(), out_dir, seed=options.seed, name=options.name, is_wide=options.wide)
     sys.stdout.write(f"{out_dir / 'checkpoints' / options.name}.safetensors\n")
 
 

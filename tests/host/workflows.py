@@ -102,3 +102,26 @@ def sampling(
             strength_clip=1.0,
         )
     return workflow
+
+
+def with_loras(workflow: Workflow, *strengths: float, lora: str = "lora.safetensors") -> Workflow:
+    """A job of this module without LoRA, with one stacked per strength."""
+    model, clip = ["ckpt", 0], ["ckpt", 1]
+    for number, strength in enumerate(strengths):
+        name = f"lora{number}"
+        options = {"lora_name": lora, "strength_model": strength, "strength_clip": strength}
+        workflow[name] = node("LoraLoader", model=model, clip=clip, **options)
+        model, clip = [name, 0], [name, 1]
+    workflow["sampler"]["inputs"]["model"] = model
+    workflow["positive"]["inputs"]["clip"] = workflow["negative"]["inputs"]["clip"] = clip
+    return workflow
+
+
+def with_hook_lora(workflow: Workflow, strength: float, lora: str = "lora.safetensors") -> Workflow:
+    """The same, with a LoRA that the host writes into the weights for the positive conditioning only."""
+    workflow["hook"] = node("CreateHookLora", lora_name=lora, strength_model=strength, strength_clip=strength)
+    workflow["hooked"] = node(
+        "ConditioningSetProperties", cond_NEW=["positive", 0], strength=1.0, set_cond_area="default", hooks=["hook", 0]
+    )
+    workflow["sampler"]["inputs"]["positive"] = ["hooked", 0]
+    return workflow

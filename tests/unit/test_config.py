@@ -24,7 +24,7 @@ def test_off_by_default_and_then_nothing_else_is_read(value: str | None) -> None
 
 def test_on_alone_leaves_every_choice_to_the_machine() -> None:
     assert Config.from_env(ON) == Config(
-        enabled=True, num_gpus=None, devices=None, slots_per_gpu=1, default_slot=None, strict=False
+        enabled=True, num_gpus=None, devices=None, slots_per_gpu=1, default_slot=None, strict=False, weights="map"
     )
 
 
@@ -49,6 +49,14 @@ def test_on_alone_leaves_every_choice_to_the_machine() -> None:
         ("COMFY_PARALLEL_DEFAULT_GPU", "", "default_slot", None),
         ("COMFY_PARALLEL_STRICT", "1", "strict", True),
         ("COMFY_PARALLEL_STRICT", "0", "strict", False),
+        ("COMFY_PARALLEL_WEIGHTS", "map", "weights", "map"),
+        ("COMFY_PARALLEL_WEIGHTS", " copy ", "weights", "copy"),
+        ("COMFY_PARALLEL_WEIGHTS", "off", "weights", "off"),
+        ("COMFY_PARALLEL_WEIGHTS", " ", "weights", "map"),
+        ("COMFY_PARALLEL_RAM_GB", "64", "ram_gb", 64.0),
+        ("COMFY_PARALLEL_RAM_GB", " 12.5 ", "ram_gb", 12.5),
+        ("COMFY_PARALLEL_RAM_GB", "0.001", "ram_gb", 0.001),
+        ("COMFY_PARALLEL_RAM_GB", "", "ram_gb", None),
     ],
 )
 def test_good_values(name: str, value: str, field: str, expected: object) -> None:
@@ -84,6 +92,19 @@ def test_good_values(name: str, value: str, field: str, expected: object) -> Non
         ("COMFY_PARALLEL_DEFAULT_GPU", "1,2", "counted from 0"),
         ("COMFY_PARALLEL_DEFAULT_GPU", "٣", "auto"),
         ("COMFY_PARALLEL_STRICT", "yes", "1 (on) or 0 (off)"),
+        ("COMFY_PARALLEL_WEIGHTS", "mmap", "map, copy or off"),
+        ("COMFY_PARALLEL_WEIGHTS", "Copy", "map, copy or off"),
+        ("COMFY_PARALLEL_WEIGHTS", "1", "map, copy or off"),
+        ("COMFY_PARALLEL_RAM_GB", "0", "a number of GiB like 64 or 12.5"),
+        ("COMFY_PARALLEL_RAM_GB", "0.0", "leave it unset"),
+        ("COMFY_PARALLEL_RAM_GB", "-1", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "64GB", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "half", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "inf", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "1e3", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "1.2345", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", ".5", "a number of GiB"),
+        ("COMFY_PARALLEL_RAM_GB", "٦٤", "a number of GiB"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_the_value_and_the_fix(name: str, value: str, fix: str) -> None:

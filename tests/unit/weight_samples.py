@@ -1,0 +1,56 @@
+"""Weight files on disk, and what reads and overwrites them, for the tests of shared weights."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from comfy_parallel.weights import loading
+from comfy_parallel.weights.store import Store
+
+PATIENCE_S = 20  # far below the 45 s after which the kernel lets a writer go on by itself
+GIB = 1 << 30
+
+
+def numbers(*shape: int, dtype: Any = torch.float32, start: float = 0.5) -> Any:
+    """A tensor in which all numbers differ, as far as its type allows."""
+    return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) + start).reshape(shape).to(dtype)
+
+
+def write(path: Path, **tensors: Any) -> str:
+    save_file(tensors, path)
+    return str(path)
+
+
+def read(store: Store, path: str) -> dict[str, Any]:
+    """What a slot gets for a safetensors file: copy-on-write views."""
+    weights: dict[str, Any] = loading.load_file(store, path, lambda: load_file(path))
+    return weights
+
+
+def bits(tensor: Any) -> bytes:
+    """A tensor's numbers, bit for bit."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
+
+
+def collect() -> None:
+    """Let go of what only cycles keep."""
+    gc.collect()
+
+
+def overwrite(script: str, path: str) -> None:
+    """Let another process run `script` with the file as `$1`; it must not be kept waiting."""
+    subprocess.run(["sh", "-c", script, "sh", path], check=True, timeout=PATIENCE_S)
+
+
+def run_python(source: str) -> subprocess.CompletedProcess[str]:
+    """Run in a process of its own, from this directory's repository."""
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=root, check=False)
