@@ -305,8 +305,7 @@ class SlotQueue:
             super().task_done(item_id, history_result, *args, **kwargs)
             entry = self.history[prompt_id]
             entry["gpu_id"] = self.slot.index
-            _count(self.slot, entry.get("status"))
-            self.slot.run = None
+            self.slot.end_run(entry.get("status"))
 
     def set_flag(self, name: str, data: Any) -> None:
         with self.mutex:
@@ -397,17 +396,3 @@ class SlotQueue:
         if "process_item" not in inspect.signature(self.host_task_done).parameters:
             return {}
         return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}
-
-
-def _count(slot: Slot, status: dict[str, Any] | None) -> None:
-    if slot.run is not None:
-        slot.stats.busy_seconds += time.monotonic() - slot.run.started_at
-    messages = dict((status or {}).get("messages") or [])
-    error = messages.get("execution_error")
-    if "execution_interrupted" in messages:
-        slot.stats.interrupted += 1
-    elif error is not None or (status or {}).get("status_str") == "error":
-        slot.stats.failed += 1
-        slot.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
-    else:
-        slot.stats.succeeded += 1

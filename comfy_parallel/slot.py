@@ -62,6 +62,21 @@ class Slot:
             return "running"
         return "idle" if self.is_ready else "starting"
 
+    def end_run(self, status: dict[str, Any] | None) -> None:
+        """Count the running job, which ended with this status in the host's history."""
+        if self.run is not None:
+            self.stats.busy_seconds += time.monotonic() - self.run.started_at
+        messages = dict((status or {}).get("messages") or [])
+        error = messages.get("execution_error")
+        if "execution_interrupted" in messages:
+            self.stats.interrupted += 1
+        elif error is not None or (status or {}).get("status_str") == "error":
+            self.stats.failed += 1
+            self.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
+        else:
+            self.stats.succeeded += 1
+        self.run = None
+
     def __repr__(self) -> str:
         return f"<Slot {self.index} {self.device} {self.state}>"
 

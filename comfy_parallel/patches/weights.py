@@ -8,7 +8,6 @@ from typing import Any
 
 from comfy_parallel.patching import Patch
 from comfy_parallel.weights import loading, memory
-from comfy_parallel.weights.files import is_safetensors
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _UNTIL = "the host's models alias the mapped file on every device"
@@ -40,11 +39,13 @@ def _load_torch_file(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _naming(path: str, load: Callable[[], Any]) -> Any:
-    """The host names a safetensors file that it cannot read, but no other."""
+    """The host does not name every file that it cannot read."""
+    import safetensors
+
     try:
         return load()
-    except (RuntimeError, EOFError) as error:
-        if is_safetensors(path) or path in str(error):
+    except (RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        if path in str(error):
             raise
         raise RuntimeError(f"{error}\n\nFile path: {path}\n\nThe file is corrupt or incomplete.") from error
 

@@ -86,7 +86,7 @@ def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], pref
     for name, parameter in module._parameters.items():
         value = state_dict.get(prefix + name)
         if value is not None and _is_plain_tensor(value) and _can_alias(parameter, value.shape):
-            shared = _shared(store, value, parameter.dtype)
+            shared = _shared(store, value, parameter, parameter.dtype)
             if shared is not None:
                 parameter.data = shared
                 done[prefix + name] = parameter
@@ -117,7 +117,7 @@ def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tupl
             if device is not None and device.type != "cpu":
                 leaving.append((parameter, parameter.data))
             elif _is_other_float(dtype, parameter.dtype):
-                shared = _shared(store, parameter.data, dtype)
+                shared = _shared(store, parameter.data, parameter, dtype)
                 if shared is not None:
                     parameter.data = shared
     return leaving
@@ -161,10 +161,14 @@ def before_write(parameter: Any) -> None:
         delattr(parameter, _HOME)
 
 
-def _shared(store: Store, tensor: Any, dtype: Any) -> Any:
+def _shared(store: Store, tensor: Any, parameter: Any, dtype: Any) -> Any:
+    """The numbers of `tensor` for `parameter`, which may be made in inference mode and used outside, or the reverse."""
+    import torch
+
     slot = current_slot()
     assert slot is not None
-    return store.shared(tensor, dtype, slot.index, must_align=slot.device == "cpu")
+    with torch.inference_mode(parameter.is_inference()):
+        return store.shared(tensor, dtype, slot.index, must_align=slot.device == "cpu")
 
 
 def _can_alias(parameter: Any, shape: Any) -> bool:

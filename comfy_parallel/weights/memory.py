@@ -195,11 +195,10 @@ def tensor_in(memory: mmap.mmap, span: Span) -> Any:
     """A tensor of a mapping's memory; the mapping lives as long as the tensor."""
     import torch
 
-    with torch.inference_mode(False):  # A model loaded in inference mode may be trained later.
-        if not prod(span.shape):
-            return torch.empty(span.shape, dtype=span.dtype)
-        flat = _tensor_of_bytes(memory, span.offset, _extent(span))
-        return flat.view(span.dtype).as_strided(span.shape, span.stride)
+    if not prod(span.shape):
+        return torch.empty(span.shape, dtype=span.dtype)
+    flat = _tensor_of_bytes(memory, span.offset, _extent(span))
+    return flat.view(span.dtype).as_strided(span.shape, span.stride)
 
 
 def _tensor_of_bytes(memory: mmap.mmap, offset: int, size: int) -> Any:

@@ -395,9 +395,8 @@ def test_flags_of_torch_are_as_on_stock_after_many_jobs(server: HostServer, stoc
 
 SHARED = "shared on purpose: see ARCHITECTURE.md"
 SAFE = "safe as the host has it: used on its event loop only, or every writer writes the same value"
-NOT_YET = "no storage is shared yet: every slot loads its own weights"
 DOCUMENTED = "documented: cannot be kept apart from outside"
-NOTES = {SHARED, SAFE, NOT_YET, DOCUMENTED}
+NOTES = {SHARED, SAFE, DOCUMENTED}
 
 ROWS: dict[int, tuple[str, ...]] = {
     1: (
@@ -498,7 +497,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     36: (
         "host/test_isolation::test_pinned_memory_is_accounted_per_slot",
         "unit/test_patch_wrappers::test_each_slot_may_pin_its_share",
-        NOT_YET,
+        "unit/test_weight_patches::test_shared_memory_is_not_pinned",
     ),
     37: (
         "host/test_isolation::test_the_end_of_a_node_leaves_the_other_slots_state",
@@ -544,7 +543,10 @@ ROWS: dict[int, tuple[str, ...]] = {
         "unit/test_patch_wrappers::test_retries_of_truncated_images_do_not_overlap",
     ),
     52: ("host/test_isolation::test_slots_that_load_different_checkpoints_at_once_hold_their_own",),
-    53: (NOT_YET,),
+    53: (
+        "host/test_weights::test_mixed_loras_on_four_slots_give_stocks_images",
+        "host/test_weights::test_500_mixed_jobs_leave_the_shared_bytes_as_they_are",
+    ),
     54: (SAFE,),
     55: ("unit/test_patch_wrappers::test_attention_that_sets_flags_runs_one_slot_at_a_time", SHARED),
     56: (
