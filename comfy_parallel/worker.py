@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -67,7 +68,13 @@ class Worker:
 
 
 def start_workers(front: Any, prompt_worker: Callable[[Any, Any], None]) -> None:
-    """Start one worker per slot; the calling thread, the host's own, becomes the first slot's."""
+    """Start one worker per slot; the calling thread, the host's own, becomes the first slot's.
+
+    What the imports made stays, so garbage collections need not look at it: the host collects after jobs, on every
+    slot, and all slots stand still meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
     workers = [Worker(queue.slot, queue, prompt_worker, front.server) for queue in front.slot_queues]
     for worker in workers[1:]:
         worker.start()

@@ -333,6 +333,16 @@ def test_every_slot_gets_a_worker_and_the_hosts_thread_is_the_first(bound: list[
     assert sorted(bound) == [("cuda:0", 3), ("cuda:1", 3), ("cuda:2", 3)]
 
 
+def test_garbage_collections_do_not_look_at_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host collects after jobs, on every slot; what the imports made is most of the heap, and stays."""
+    told: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: told.append("collect"))
+    monkeypatch.setattr(gc, "freeze", lambda: told.append("freeze"))
+    monkeypatch.setattr(Worker, "run", lambda self: told.append("run"))
+    start_workers(make_front("cpu"), lambda queue, server: None)
+    assert told == ["collect", "freeze", "run"]
+
+
 class Jobs:
     """Runs jobs as the host's worker does; a job called `hold …` waits for `release`."""
 
