@@ -267,9 +267,12 @@ def test_slots_that_load_different_checkpoints_at_once_hold_their_own(server: Ho
         jobs.append(workflow)
     seen = [seen_in(entry) for entry in run_on_each(server, jobs)]
     assert len({look["own"] for look in seen}) == NUM_SLOTS
-    for attribute in ("loaded", "weights"):
+    for attribute in ("loaded", "parameters"):
         objects = [own for look in seen for own in set(look[attribute])]
         assert len(objects) == len(set(objects))
+    addresses = [set(look["addresses"]) for look in seen]
+    assert addresses[0] == addresses[2], "slots with the same checkpoint share its bytes, in modules of their own"
+    assert not addresses[0] & addresses[1]
 
 
 @pytest.mark.parametrize(("owner_slot", "on_loop"), [(0, False), (1, False), (0, True)])

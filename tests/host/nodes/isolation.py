@@ -212,7 +212,8 @@ class CPTLoaded(Looks):
         seen = {
             "own": id(model.model),
             "loaded": [id(loaded.model.model) for loaded in mm.current_loaded_models],
-            "weights": [parameter.data_ptr() for parameter in model.model.parameters()],
+            "parameters": [id(parameter) for parameter in model.model.parameters()],
+            "addresses": [parameter.data_ptr() for parameter in model.model.parameters()],
         }
         meet(key, parties)
         return (json.dumps(seen),)
