@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from comfy_parallel.loaded_models import models_of
 from comfy_parallel.patching import Addition, Patch
 from comfy_parallel.routing import current_scope
 from comfy_parallel.slot import SlotLocal, current_slot, slots
+
+_HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this thread next lets go of the interpreter.
 
 
 class SlotAttribute:
@@ -63,6 +66,8 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
         if slot is not None and isinstance(data, dict) and "prompt_id" in data:
             data = {**data, "gpu_id": slot.index}
         original(self, event, data, sid, *args, **kwargs)
+        if slot is not None and event == "execution_start":
+            time.sleep(_HAND_OVER_S)
 
     return send_sync
 

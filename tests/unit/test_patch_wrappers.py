@@ -244,6 +244,20 @@ def test_status_events_go_out_only_when_somebody_listens(slots: tuple[Slot, ...]
     assert [event for event, *_ in sent] == ["executed", "status"]
 
 
+def test_who_starts_a_job_lets_the_event_loop_tell_the_client(
+    slots: tuple[Slot, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    send_sync = wrapper("server:PromptServer.send_sync")(lambda self, event, *args: told.append(event))
+    monkeypatch.setattr("comfy_parallel.patches.server.time.sleep", told.append)
+    server = SimpleNamespace(sockets={})
+    send_sync(server, "execution_start", {"prompt_id": "a"}, "client")
+    with entered(slots[1]):
+        send_sync(server, "execution_start", {"prompt_id": "a"}, "client")
+        send_sync(server, "executing", {"prompt_id": "a"}, "client")
+    assert told == ["execution_start", "execution_start", 50e-6, "executing"]
+
+
 def test_a_jobs_events_say_which_slot_they_come_from(slots: tuple[Slot, ...]) -> None:
     sent: list[tuple[Any, ...]] = []
     send_sync = wrapper("server:PromptServer.send_sync")(lambda self, *args: sent.append(args))
