@@ -23,7 +23,7 @@ class Config:
     slots_per_gpu: int = 1
     default_slot: int | None = None
     strict: bool = False
-    weights: str = "map"
+    weights: str | None = None
     ram_gb: float | None = None
     preload: tuple[str, ...] = ()
 
@@ -65,8 +65,10 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
     return int(value)
 
 
-def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
-    value = env.get(name, "").strip() or choices[0]
+def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
+    value = env.get(name, "").strip()
+    if not value:
+        return None
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: set it to {', '.join(choices[:-1])} or {choices[-1]}")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from comfy_parallel import device, host, preload
@@ -72,7 +72,7 @@ def start_slots(front: Any) -> None:
     set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
     for slot in slots():
         front.add_slot(slot)
-    _share_weights(front)
+    _share_weights(front, devices)
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
@@ -89,15 +89,16 @@ def preload_files(server: Any) -> None:
         preload.submit(server, prompt, [slot.index for slot in slots()])
 
 
-def _share_weights(front: Any) -> None:
-    if _config.weights == "off":
+def _share_weights(front: Any, devices: Sequence[str]) -> None:
+    mode = _config.weights or ("map" if set(devices) == {"cpu"} else "off")
+    if mode == "off":
         return
     if sys.platform != "linux":
         logger.info("comfy_parallel: every slot keeps its own copy of its weights: sharing them needs Linux")
         return
     from comfy_parallel.weights.store import Store
 
-    loading.use(Store(_config.weights, ram.budget_bytes(_config.ram_gb)))
+    loading.use(Store(mode, ram.budget_bytes(_config.ram_gb)))
     front.between_jobs = loading.between_jobs
 
 

@@ -24,7 +24,7 @@ def test_off_by_default_and_then_nothing_else_is_read(value: str | None) -> None
 
 def test_on_alone_leaves_every_choice_to_the_machine() -> None:
     assert Config.from_env(ON) == Config(
-        enabled=True, num_gpus=None, devices=None, slots_per_gpu=1, default_slot=None, strict=False, weights="map"
+        enabled=True, num_gpus=None, devices=None, slots_per_gpu=1, default_slot=None, strict=False, weights=None
     )
 
 
@@ -52,7 +52,7 @@ def test_on_alone_leaves_every_choice_to_the_machine() -> None:
         ("COMFY_PARALLEL_WEIGHTS", "map", "weights", "map"),
         ("COMFY_PARALLEL_WEIGHTS", " copy ", "weights", "copy"),
         ("COMFY_PARALLEL_WEIGHTS", "off", "weights", "off"),
-        ("COMFY_PARALLEL_WEIGHTS", " ", "weights", "map"),
+        ("COMFY_PARALLEL_WEIGHTS", " ", "weights", None),
         ("COMFY_PARALLEL_RAM_GB", "64", "ram_gb", 64.0),
         ("COMFY_PARALLEL_RAM_GB", " 12.5 ", "ram_gb", 12.5),
         ("COMFY_PARALLEL_RAM_GB", "0.001", "ram_gb", 0.001),
