@@ -70,8 +70,7 @@ def memory_after(server: HostServer, count: int | None, names: tuple[str, ...]) 
         ids = [server.submit(txt2img(1, ckpt=name, steps=1), slot)["prompt_id"] for slot in slots]
         for entry in server.wait(ids, 300).values():
             assert entry["status"]["completed"], entry["status"]
-    lines = Path(f"/proc/{server.pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    return server.pss_bytes
 
 
 def switch_seconds(server: HostServer, switches: int) -> float:

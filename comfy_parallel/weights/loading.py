@@ -143,20 +143,23 @@ def send_home(parameter: Any) -> None:
     home = home_of(parameter)
     if home is not None:
         parameter.data = home
-        delattr(parameter, _HOME)
+        _forget_home(parameter)
 
 
 def forget_homes(module: Any) -> None:
     """The module's own parameters are about to be replaced."""
     for parameter in module._parameters.values():
-        if hasattr(parameter, _HOME):
-            delattr(parameter, _HOME)
+        _forget_home(parameter)
 
 
 def before_write(parameter: Any) -> None:
     """Give a parameter memory of its own, and let it forget where it came from: somebody writes to it."""
     if is_shared(parameter.data):
         parameter.data = parameter.data.clone()
+    _forget_home(parameter)
+
+
+def _forget_home(parameter: Any) -> None:
     if hasattr(parameter, _HOME):
         delattr(parameter, _HOME)
 
@@ -230,7 +233,8 @@ def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
     assert file.content is not None
     kind, attributes, parts = file.index
     views: dict[str, Any] = kind()
-    vars(views).update(attributes) if attributes else None
+    if attributes:
+        vars(views).update(attributes)
     with file.private_view() as view:
         for name, part in parts:
             views[name] = file.content.private_tensor(view, part) if type(part) is Span else part

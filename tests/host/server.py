@@ -94,6 +94,12 @@ class HostServer:
     def pid(self) -> int:
         return self._running_process().pid
 
+    @property
+    def pss_bytes(self) -> int:
+        """Proportional set size of the host's process."""
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
     def __enter__(self) -> HostServer:
         self.start()
         return self

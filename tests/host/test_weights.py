@@ -81,8 +81,7 @@ def pss_bytes(server: HostServer) -> int:
     """The smallest of some readings: a slot gives memory back just after its job's end was told."""
     readings = []
     for _ in range(10):
-        lines = Path(f"/proc/{server.pid}/smaps_rollup").read_text().splitlines()
-        readings.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")))
+        readings.append(server.pss_bytes)
         time.sleep(POLL_S)
     return min(readings)
 

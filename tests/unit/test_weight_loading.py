@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from comfy_parallel.patches import weights as patches
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.memory import ALIGNMENT, is_shared, origin_of
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
-from tests.unit.weight_samples import GIB, bits, collect, numbers, read, write
+from tests.unit.weight_samples import bits, collect, numbers, read, torch_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -29,11 +28,7 @@ def slots() -> tuple[Slot, ...]:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that torch's modules are loaded through."""
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
-    original = nn.Module._load_from_state_dict
-    monkeypatch.setattr(nn.Module, "_load_from_state_dict", patches._load_from_state_dict(original))
-    return store
+    return torch_store(monkeypatch)
 
 
 class Nested(nn.Module):

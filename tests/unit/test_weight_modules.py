@@ -14,7 +14,7 @@ from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.store import Store
-from tests.unit.weight_samples import GIB, bits, numbers, read, run_python, write
+from tests.unit.weight_samples import GIB, bits, numbers, read, run_python, torch_store, write
 
 SLOT = Slot(0, "cuda:0")
 LOAD_AGAIN = """
@@ -42,13 +42,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
-    monkeypatch.setattr(
-        nn.Module, "_load_from_state_dict", patches._load_from_state_dict(nn.Module._load_from_state_dict)
-    )
-    monkeypatch.setattr(nn.Module, "to", patches._to(nn.Module.to))
-    return store
+    return torch_store(monkeypatch)
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from comfy_parallel.patches import weights as patches
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
-from tests.unit.weight_samples import GIB, bits, collect, numbers, read, write
+from tests.unit.weight_samples import bits, collect, numbers, read, torch_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -30,13 +29,7 @@ def slots() -> tuple[Slot, ...]:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
-    monkeypatch.setattr(
-        nn.Module, "_load_from_state_dict", patches._load_from_state_dict(nn.Module._load_from_state_dict)
-    )
-    monkeypatch.setattr(nn.Module, "to", patches._to(nn.Module.to))
-    return store
+    return torch_store(monkeypatch)
 
 
 @pytest.fixture

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from comfy_parallel.patches import weights as patches
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.store import Store
 
@@ -21,6 +24,16 @@ GIB = 1 << 30
 def numbers(*shape: int, dtype: Any = torch.float32, start: float = 0.5) -> Any:
     """A tensor in which all numbers differ, as far as its type allows."""
     return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) + start).reshape(shape).to(dtype)
+
+
+def torch_store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that torch's modules are loaded and moved through, until the test ends."""
+    store = Store("map", GIB)
+    monkeypatch.setattr(loading, "_store", store)
+    load = patches._load_from_state_dict(nn.Module._load_from_state_dict)
+    monkeypatch.setattr(nn.Module, "_load_from_state_dict", load)
+    monkeypatch.setattr(nn.Module, "to", patches._to(nn.Module.to))
+    return store
 
 
 def write(path: Path, **tensors: Any) -> str:
