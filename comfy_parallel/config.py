@@ -26,6 +26,7 @@ class Config:
     weights: str | None = None
     ram_gb: float | None = None
     preload: tuple[str, ...] = ()
+    graphs: bool = True
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -46,6 +47,7 @@ class Config:
             weights=_choice(env, "COMFY_PARALLEL_WEIGHTS", WEIGHTS),
             ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
             preload=tuple(filter(None, map(str.strip, env.get("COMFY_PARALLEL_PRELOAD", "").split(",")))),
+            graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
         )
 
 
@@ -54,6 +56,13 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
     if value not in ("", "0", "1"):
         raise ConfigError(f"{name}={value!r}: set it to 1 (on) or 0 (off)")
     return value == "1"
+
+
+def _auto_or_off(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "").strip()
+    if value not in ("", "auto", "off"):
+        raise ConfigError(f"{name}={value!r}: set it to auto or off")
+    return value != "off"
 
 
 def _count(env: Mapping[str, str], name: str) -> int | None:

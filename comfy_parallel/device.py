@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -91,6 +91,14 @@ def check(device: str) -> None:
             f"{device} cannot be initialised: {str(error).splitlines()[0]}. "
             "Leave it out with COMFY_PARALLEL_DEVICES, or free or repair it"
         ) from error
+
+
+def load_linear_algebra(devices: Sequence[str]) -> None:
+    """Have torch load its linear algebra for CUDA: on first use it would, and fails to in two threads at once."""
+    import torch
+
+    if len(devices) > 1 and devices[0].startswith("cuda:"):
+        torch.linalg.inv(torch.eye(1, device=devices[0]))
 
 
 def bind(device: str, num_slots: int) -> None:

@@ -49,9 +49,9 @@ def is_interrupted() -> bool:
 
 
 def take_interrupt() -> bool:
-    """True once per interrupt of the calling slot's job."""
+    """True once per interrupt of the calling slot's job; it waits while the slot records a graph."""
     slot = current_slot()
-    if slot is None or slot.run is None or not slot.run.interrupted:
+    if slot is None or slot.run is None or not slot.run.interrupted or slot.is_recording:
         return False
     slot.run.interrupted = False
     return True

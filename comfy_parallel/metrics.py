@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from comfy_parallel import device
+from comfy_parallel.graphs import steppers
 from comfy_parallel.queues import Snapshot
 from comfy_parallel.slot import slots
 
@@ -47,6 +48,7 @@ class _SlotCollector(Collector):
         yield self._per_slot(GaugeMetricFamily, "slot_running", "1 while a job runs", lambda s: int(s.run is not None))
         yield self._pending()
         yield self._memory()
+        yield from self._graphs()
 
     def _jobs(self) -> Metric:
         family = CounterMetricFamily("comfy_parallel_jobs", "Finished jobs", labels=[*_LABELS, "outcome"])
@@ -54,6 +56,26 @@ class _SlotCollector(Collector):
             for outcome in ("succeeded", "failed", "interrupted"):
                 family.add_metric([str(slot.index), slot.device, outcome], getattr(slot.stats, outcome))
         return family
+
+    def _graphs(self) -> Iterator[Metric]:
+        """Slots without graph stepping have no samples."""
+        reports = [(slot, report) for slot in slots() if (report := steppers.report(slot)) is not None]
+        families: list[tuple[Any, str]] = [
+            (CounterMetricFamily("comfy_parallel_graph_captures", "Steps recorded", labels=_LABELS), "captures"),
+            (CounterMetricFamily("comfy_parallel_graph_replays", "Steps replayed", labels=_LABELS), "replays"),
+            (GaugeMetricFamily("comfy_parallel_graph_bytes", "Memory of recordings", labels=_LABELS), "size_bytes"),
+        ]
+        for family, name in families:
+            for slot, report in reports:
+                family.add_metric([str(slot.index), slot.device], report[name])
+            yield family
+        eager = CounterMetricFamily(
+            "comfy_parallel_eager_steps", "Steps neither recorded nor replayed", labels=[*_LABELS, "reason"]
+        )
+        for slot, report in reports:
+            for reason, count in report["eager"].items():
+                eager.add_metric([str(slot.index), slot.device, reason], count)
+        yield eager
 
     def _per_slot(self, kind: Any, name: str, help: str, value: Any) -> Metric:
         family: Any = kind(f"comfy_parallel_{name}", help, labels=_LABELS)

@@ -47,6 +47,7 @@ class Slot:
         self.device = device
         self.run: Run | None = None
         self.is_ready = False
+        self.is_recording = False
         self.last_client_id: Any = _NOBODY
         self.stats = SlotStats()
         self.values: dict[SlotLocal[Any], Any] = {}

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from comfy_parallel import device, host, preload
 from comfy_parallel.config import Config
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.graphs import steppers
 from comfy_parallel.patching import PatchSet
 from comfy_parallel.slot import Slot, set_slots, slots
 from comfy_parallel.weights import loading, ram
@@ -45,6 +46,9 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
         return False
     _patches = patch_set
     patch_set.install()
+    steppers.switch(_config.graphs)
+    if _config.graphs:
+        host.prefer_native_allocator()
     return _patches is not None  # None when a module that was there already did not fit.
 
 

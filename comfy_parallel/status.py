@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_parallel import device
+from comfy_parallel.graphs import steppers
 from comfy_parallel.items import SENSITIVE, QueueItem
 from comfy_parallel.queues import Snapshot
 from comfy_parallel.slot import Slot
@@ -59,6 +60,7 @@ def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], m
         metrics=json.dumps(slot_metrics(slot)),
         vram=json.dumps(device.memory(slot.device)),
         models=json.dumps(models),
+        graphs=json.dumps(steppers.report(slot)),
     )
 
 

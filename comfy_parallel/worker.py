@@ -89,6 +89,7 @@ def check_devices(chosen: Sequence[str]) -> None:
     """
     for name in dict.fromkeys(chosen):
         device.check(name)
+    device.load_linear_algebra(chosen)
 
 
 def _thread_name(slot: Slot) -> str:

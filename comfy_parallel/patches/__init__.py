@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_parallel.patches import executing, execution, libraries, model_management, server, weights
+from comfy_parallel.patches import executing, execution, graphs, libraries, model_management, server, weights
 from comfy_parallel.patching import Patch
 
 ALL: tuple[Patch, ...] = (
@@ -12,4 +12,5 @@ ALL: tuple[Patch, ...] = (
     *executing.PATCHES,
     *weights.PATCHES,
     *libraries.PATCHES,
+    *graphs.PATCHES,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.models import cached_models
+from tests.host.models import cached_shapes
 from tests.host.server import HostServer
 
 MakeGpuServer = Callable[..., HostServer]
@@ -30,7 +30,7 @@ def num_gpus() -> int:
 
 @pytest.fixture(scope="session")
 def gpu_models(num_gpus: int, host_dir: Path, cache_dir: Path) -> Path:
-    return cached_models(host_dir, cache_dir)
+    return cached_shapes(host_dir, cache_dir)
 
 
 @pytest.fixture(scope="module")

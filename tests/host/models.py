@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.host.shapes import FOLDERS
+
 SCRIPT = Path(__file__).with_name("checkpoint.py")
+SHAPES = Path(__file__).with_name("shapes.py")
 SEEDS = {"a": 1, "b": 2, "wide": 3}
 
 
@@ -22,3 +25,20 @@ def cached_models(host_dir: Path, cache_dir: Path, names: Iterable[str] = ("a", 
             options = ["--wide"] if name == "wide" else []
             subprocess.run([*command, "--seed", str(SEEDS[name]), "--name", name, *options], check=True)
     return models_dir
+
+
+def cached_shapes(host_dir: Path, cache_dir: Path) -> Path:
+    """A models directory with the above and small models of other shapes: sdxl, flux, control."""
+    models_dir = cached_models(host_dir, cache_dir)
+    key = hashlib.sha256(SHAPES.read_bytes()).hexdigest()[:12]
+    shapes_dir = cache_dir / f"shapes-{models_dir.name}-{key}"
+    shapes_dir.mkdir(parents=True, exist_ok=True)
+    for folder in models_dir.iterdir():
+        if not (shapes_dir / folder.name).exists():
+            (shapes_dir / folder.name).symlink_to(folder)
+    missing = [kind for kind, folder in FOLDERS.items() if not (shapes_dir / folder / f"{kind}.safetensors").exists()]
+    made = [subprocess.Popen([sys.executable, str(SHAPES), str(host_dir), str(shapes_dir), kind]) for kind in missing]
+    failed = [process.args for process in made if process.wait() != 0]
+    if failed:
+        raise RuntimeError(f"models could not be made: {failed}")
+    return shapes_dir

@@ -81,12 +81,12 @@ class Run:
     entries: dict[int, dict[str, Any]]
 
 
-def make_jobs() -> list[Job]:
+def make_jobs(per_group: int = JOBS_PER_GROUP) -> list[Job]:
     """The same list every time. Jobs of a group share their text encodes, as a user's do."""
     choose = random.Random(20)
     jobs: list[Job] = []
     for ckpt, lora, text in GROUPS:
-        for _ in range(JOBS_PER_GROUP):
+        for _ in range(per_group):
             number = len(jobs)
             options = {
                 "seed": choose.randrange(2**62),

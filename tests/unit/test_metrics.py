@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
 from comfy_parallel import metrics
+from comfy_parallel.graphs import steppers
+from comfy_parallel.graphs.stepper import StepStats
 from tests.fakes import failed, host_item, make_front, run_next, take
 
-LABELS = ("gpu_id", "device", "outcome", "kind")
+LABELS = ("gpu_id", "device", "outcome", "kind", "reason")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +75,18 @@ def test_memory_is_shown_once_per_device() -> None:
         ("device_memory_bytes", "cpu", "total"): 80,
         ("device_memory_bytes", "cpu", "free"): 30,
     }
+
+
+def test_graph_stepping_is_counted(front: Any) -> None:
+    stats = StepStats(captures=2, replays=40, eager=Counter({"first of its kind": 2, 'a "quoted" reason': 7}))
+    front.slot_queues[1].slot.values[steppers._steppers] = SimpleNamespace(stats=stats, size_bytes=1 << 20)
+    values = samples(front)
+    assert values["graph_captures_total", "1", "cuda:1"] == 2
+    assert values["graph_replays_total", "1", "cuda:1"] == 40
+    assert values["graph_bytes", "1", "cuda:1"] == 1 << 20
+    assert values["eager_steps_total", "1", "cuda:1", "first of its kind"] == 2
+    assert values["eager_steps_total", "1", "cuda:1", 'a "quoted" reason'] == 7
+    assert not [key for key in values if key[0].startswith(("graph", "eager")) and key[1] == "0"]
 
 
 def test_every_family_has_help_and_a_type(front: Any) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from comfy_parallel import items, status
+from comfy_parallel.graphs import steppers
+from comfy_parallel.graphs.stepper import StepStats
 from comfy_parallel.slot import Slot
 from tests.fakes import host_item, run_next, take
 
@@ -26,6 +30,7 @@ KEYS = [
     "metrics",
     "vram",
     "models",
+    "graphs",
 ]
 
 
@@ -78,6 +83,7 @@ def test_the_whole_reply(busy: Any) -> None:
                 "metrics": metrics[0],
                 "vram": MEMORY,
                 "models": [],
+                "graphs": None,
             },
             {
                 "gpu_id": 1,
@@ -93,6 +99,7 @@ def test_the_whole_reply(busy: Any) -> None:
                 "metrics": metrics[1],
                 "vram": MEMORY,
                 "models": [{"name": "SD15", "loaded_bytes": 7}],
+                "graphs": None,
             },
         ],
         "unassigned": [item[:5] for item in seen.unassigned],
@@ -149,6 +156,13 @@ def test_averages_exist_once_a_job_has_ended(front: Any) -> None:
     slot.stats.busy_seconds, slot.stats.wait_seconds = 6.0, 2.0
     metrics = status.slot_metrics(slot)
     assert (metrics["average_busy_seconds"], metrics["average_wait_seconds"]) == (1.5, 0.5)
+
+
+def test_a_slots_graph_stepping(front: Any) -> None:
+    stats = StepStats(captures=1, replays=3, eager=Counter({"first of its kind": 1}))
+    front.slot_queues[0].slot.values[steppers._steppers] = SimpleNamespace(stats=stats, size_bytes=9)
+    expected = {"captures": 1, "replays": 3, "eager": {"first of its kind": 1}, "size_bytes": 9}
+    assert [queue["graphs"] for queue in reply(front)["queues"]] == [expected, None]
 
 
 def test_the_short_form_holds_counts(busy: Any) -> None:

@@ -435,10 +435,11 @@ def test_a_job_that_kills_one_slots_worker_leaves_the_other_running(monkeypatch:
 
 
 def test_every_device_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[str] = []
+    checked: list[Any] = []
     monkeypatch.setattr(device, "check", checked.append)
+    monkeypatch.setattr(device, "load_linear_algebra", checked.append)
     check_devices(["cuda:0", "cuda:1", "cuda:0"])
-    assert checked == ["cuda:0", "cuda:1"]
+    assert checked == ["cuda:0", "cuda:1", ["cuda:0", "cuda:1", "cuda:0"]]
 
 
 def test_the_first_broken_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

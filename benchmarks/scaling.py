@@ -1,0 +1,466 @@
+"""Whole jobs over HTTP on 1..N GPUs: stock ComfyUI on one, N stock processes, and comfy_parallel, in one run.
+
+    python benchmarks/scaling.py COMFYUI_DIR [--models sd15,sdxl,flux] [--devices cuda:0,cuda:1] [--budget-s 560]
+
+Makes full-size models of random weights (benchmarks/full_size.py), starts all servers once, and measures for each
+model, in order of importance and until the budget is spent: images per hour and their ratio to one stock process and
+to N of them, the GPUs' busy share, the CPU seconds that the server processes spend per image (all of their threads,
+in Python and outside), and how long a first job takes: after start, and with a shape that has not been seen.
+Stock runs with OMP_NUM_THREADS=4, which is best for it, and N of them with its defaults as well (--stock-defaults
+MODEL). Timings gate nothing. `--devices cpu,cpu --tiny` proves on a laptop that all of it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPO_DIR = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO_DIR))
+
+from tests.host import graph_cases
+from tests.host.models import cached_shapes
+from tests.host.server import HostServer, HostServerError
+from tests.host.workflows import Workflow, node, txt2img
+
+POLL_S = 0.05
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+MAKER = Path(__file__).with_name("full_size.py")
+END_S = 15  # what stopping the servers and printing may take
+DEFAULTS_S = 60  # what starting N more stock processes and a first job may take
+Use = tuple[HostServer, int | None]  # a server and the slot to send jobs to
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a model is used: its job, how many are timed per GPU, and another shape of the job."""
+
+    name: str
+    job: Callable[[int], Workflow]
+    other_shape: Callable[[int], Workflow]
+    jobs_per_gpu: int
+
+
+@dataclass
+class Row:
+    model: str
+    what: str
+    images_per_hour: float
+    busy_share: float | None
+    cpu_s_per_image: float
+
+
+@dataclass
+class Results:
+    rows: list[Row] = field(default_factory=list)
+    firsts: list[tuple[str, str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Servers:
+    """All servers of a run; `stock` has one process per device."""
+
+    stock: list[HostServer]
+    graphs: HostServer
+    eager: HostServer
+
+    @property
+    def all(self) -> list[HostServer]:
+        return [*self.stock, self.graphs, self.eager]
+
+
+class Deadline:
+    def __init__(self, budget_s: float) -> None:
+        self._end = time.monotonic() + budget_s
+
+    @property
+    def left_s(self) -> float:
+        return self._end - time.monotonic()
+
+
+def main() -> None:
+    options = parse()
+    deadline = Deadline(options.budget_s - END_S)
+    results = Results()
+    with ExitStack() as stack:
+        work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            measure_all(options, work_dir, stack, deadline, results)
+        except (HostServerError, OSError, subprocess.SubprocessError) as error:
+            results.notes.append(f"stopped early: {error}")
+        finally:
+            report(results, options)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path)
+    parser.add_argument("--models", default="sd15,sdxl,flux")
+    parser.add_argument("--devices", help="such as cuda:0,cuda:1 or cpu,cpu; all visible GPUs by default")
+    parser.add_argument("--stock-defaults", default="sd15", help="the model that N stock processes also run by default")
+    parser.add_argument("--tiny", action="store_true", help="small models and images")
+    parser.add_argument("--budget-s", type=float, default=560)
+    options = parser.parse_args()
+    options.comfyui = options.comfyui.resolve()
+    options.devices = options.devices.split(",") if options.devices else all_gpus()
+    options.models = options.models.split(",")
+    return options
+
+
+def all_gpus() -> list[str]:
+    listed = subprocess.check_output(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], text=True)
+    return [f"cuda:{index}" for index in range(len(listed.split()))]
+
+
+# What is run.
+
+
+def models(is_tiny: bool) -> dict[str, Model]:
+    if is_tiny:
+        return {
+            "sd15": Model("sd15", lambda seed: txt2img(seed), lambda seed: txt2img(seed, width=96), 3),
+            "sdxl": Model("sdxl", graph_cases.sdxl, lambda seed: graph_cases.sdxl(seed, batch=2), 2),
+            "flux": Model("flux", graph_cases.flux, lambda seed: graph_cases.flux(seed, batch=2), 2),
+        }
+    size = {"steps": 20, "width": 512, "height": 512}
+    large = {"ckpt": "sdxl.safetensors", "steps": 20, "width": 1024, "height": 1024}
+    return {
+        "sd15": Model(
+            "sd15",
+            lambda seed: txt2img(seed, ckpt="sd15.safetensors", **size),
+            lambda seed: txt2img(seed, ckpt="sd15.safetensors", **{**size, "width": 768}),
+            20,
+        ),
+        "sdxl": Model(
+            "sdxl", lambda seed: txt2img(seed, **large), lambda seed: txt2img(seed, **{**large, "width": 1152}), 6
+        ),
+        "flux": Model("flux", flux, lambda seed: flux(seed, width=1152), 3),
+    }
+
+
+def flux(seed: int, *, width: int = 1024) -> Workflow:
+    return {
+        "unet": node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
+        "vae": node("VAELoader", vae_name="flux.safetensors"),
+        "text": node("CPTConditioning", seed=seed, tokens=256, width=4096, pooled=768),
+        "positive": node("FluxGuidance", conditioning=["text", 0], guidance=3.5),
+        "latent": node("EmptySD3LatentImage", width=width, height=1024, batch_size=1),
+        "sampler": node(
+            "KSampler",
+            model=["unet", 0],
+            positive=["positive", 0],
+            negative=["positive", 0],
+            latent_image=["latent", 0],
+            seed=seed,
+            steps=20,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="flux"),
+    }
+
+
+def make_models(options: argparse.Namespace, models_dir: Path) -> list[subprocess.Popen[bytes]]:
+    """Starts making the full-size models, all at once."""
+    command = [sys.executable, str(MAKER), str(options.comfyui), str(models_dir)]
+    return [subprocess.Popen([*command, name]) for name in options.models]
+
+
+@contextmanager
+def all_servers(options: argparse.Namespace, work_dir: Path, models_dir: Path) -> Iterator[Servers]:
+    """Started at once, each with an empty base directory."""
+    is_cpu = options.devices[0] == "cpu"
+    (work_dir / "front_end").mkdir()
+    (work_dir / "front_end" / "index.html").write_text("<html></html>")
+    args = ["--front-end-root", str(work_dir / "front_end")]
+
+    def make(name: str, slots: str | None, **env: str | None) -> HostServer:
+        base = work_dir / name
+        base.mkdir()
+        (base / "models").symlink_to(models_dir, target_is_directory=True)
+        env["OMP_NUM_THREADS"] = "1" if is_cpu else "4"
+        return HostServer(options.comfyui, base, slots=slots, env=env, args=args, is_cpu=is_cpu)
+
+    slots = ",".join(options.devices)
+    stock = [make(f"stock{i}", None, **visible(device)) for i, device in enumerate(options.devices)]
+    graphs = make("graphs", slots, COMFY_PARALLEL_GRAPHS="auto")
+    eager = make("eager", slots, COMFY_PARALLEL_GRAPHS="off")
+    servers = Servers(stock, graphs, eager)
+    with started(servers.all):
+        yield servers
+
+
+def visible(device: str) -> dict[str, str]:
+    return {} if device == "cpu" else {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]}
+
+
+@contextmanager
+def started(servers: Sequence[HostServer]) -> Iterator[None]:
+    try:
+        with ThreadPoolExecutor(len(servers)) as pool:
+            list(pool.map(HostServer.start, servers))
+        yield
+    finally:
+        stop_all(servers)
+
+
+def stop_all(servers: Sequence[HostServer]) -> None:
+    with ThreadPoolExecutor(len(servers)) as pool:
+        list(pool.map(HostServer.stop, servers))
+
+
+def measure_all(
+    options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, results: Results
+) -> None:
+    began = time.monotonic()
+    if options.tiny:
+        cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
+        models_dir, makers = cached_shapes(options.comfyui, cache), []
+    else:
+        models_dir = work_dir / "models"
+        makers = make_models(options, models_dir)
+        for folder in ("checkpoints", "diffusion_models", "vae"):
+            (models_dir / folder).mkdir(parents=True, exist_ok=True)
+    try:
+        servers = stack.enter_context(all_servers(options, work_dir, models_dir))
+        print(f"servers started after {time.monotonic() - began:.0f} s", flush=True)
+        known = models(options.tiny)
+        made = [maker.wait(max(1.0, deadline.left_s)) == 0 for maker in makers] or [True] * len(options.models)
+        print(f"models made after {time.monotonic() - began:.0f} s", flush=True)
+        for name, is_made in zip(options.models, made, strict=True):
+            if is_made:
+                measure_model(known[name], servers, options, deadline, results)
+            else:
+                results.notes.append(f"{name} could not be made")
+        if options.stock_defaults in options.models:
+            measure_stock_defaults(known[options.stock_defaults], servers, options, deadline, results)
+    finally:
+        for maker in makers:
+            maker.kill()
+            maker.wait()
+
+
+# Measuring.
+
+
+def measure_model(
+    model: Model, servers: Servers, options: argparse.Namespace, deadline: Deadline, results: Results
+) -> None:
+    count = len(options.devices)
+    first_jobs(model, servers, min(count, 2 if model.jobs_per_gpu >= 10 else 1), deadline, results)
+    warm_up(model, servers, count, deadline)
+    stock: list[Use] = [(server, None) for server in servers.stock]
+    graphs: list[Use] = [(servers.graphs, slot) for slot in range(count)]
+    eager: list[Use] = [(servers.eager, slot) for slot in range(count)]
+    plan = {ours(count): graphs, processes(1): stock[:1], ours(1): graphs[:1], processes(count): stock}
+    plan |= {ours(number): graphs[:number] for number in (2, 4) if number < count}
+    plan |= {f"{ours(count)}, graphs off": eager, f"{ours(1)}, graphs off": eager[:1]}
+    for what, uses in plan.items():
+        measure(model, what, uses, options, deadline, results)
+    steps = [queue["graphs"] for queue in servers.graphs.request("GET", "/queue/all")[1]["queues"]]
+    results.notes.append(f"after {model.name}, graph stepping per slot: {steps}")
+    for server in servers.all:
+        server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+
+
+def ours(slots: int) -> str:
+    return f"ours, {slots} slot{'s' if slots > 1 else ''}"
+
+
+def processes(count: int) -> str:
+    return f"stock, {count} process{'es' if count > 1 else ''}"
+
+
+def first_jobs(model: Model, servers: Servers, gpus: int, deadline: Deadline, results: Results) -> None:
+    """On one GPU after the other; who comes first finds the weights' file where it was written, as the others do."""
+    for what, job in (("first job", model.job), ("second job", model.job), ("first of a shape", model.other_shape)):
+        for gpu in range(gpus):
+            for name, use in (
+                ("stock", (servers.stock[gpu], None)),
+                ("graphs off", (servers.eager, gpu)),
+                ("ours", (servers.graphs, gpu)),
+            ):
+                work = functools.partial(run_jobs, use[0], [(job(new_seed()), use[1])], deadline)
+                results.firsts.append((model.name, f"{what}, {name}, GPU {gpu}", timed(work)))
+                print("{:6}{:40}{:10.2f} s".format(*results.firsts[-1]), flush=True)
+
+
+def warm_up(model: Model, servers: Servers, count: int, deadline: Deadline) -> None:
+    uses = [(server, None, 2) for server in servers.stock]
+    uses += [(server, slot, 2) for server in (servers.graphs, servers.eager) for slot in range(count)]
+    run(model, uses, deadline)
+
+
+def measure_stock_defaults(
+    model: Model, servers: Servers, options: argparse.Namespace, deadline: Deadline, results: Results
+) -> None:
+    """N stock processes with torch's own number of threads. They take the base directories of the others."""
+    if deadline.left_s < DEFAULTS_S:
+        results.notes.append(f"left out, no time: {model.name}, stock with default threads")
+        return
+    bases = [server.base_dir for server in servers.stock]
+    others = [
+        HostServer(
+            options.comfyui,
+            base,
+            slots=None,
+            env={"OMP_NUM_THREADS": None, **visible(device)},
+            args=[argument for argument in servers.stock[0].args if argument != "--cpu"],
+            is_cpu=device == "cpu",
+        )
+        for base, device in zip(bases, options.devices, strict=True)
+    ]
+    stop_all(servers.all)
+    with started(others):
+        run(model, [(server, None, 1) for server in others], deadline)
+        uses: list[Use] = [(server, None) for server in others]
+        few = Model(model.name, model.job, model.other_shape, max(2, model.jobs_per_gpu // 4))
+        measure(few, f"{processes(len(others))}, default threads", uses, options, deadline, results)
+
+
+def measure(
+    model: Model,
+    what: str,
+    uses: list[Use],
+    options: argparse.Namespace,
+    deadline: Deadline,
+    results: Results,
+) -> None:
+    """Time `jobs_per_gpu` jobs on each of these at once."""
+    if deadline.left_s < 5:
+        results.notes.append(f"left out, no time: {model.name}, {what}")
+        return
+    servers = list({id(server): server for server, _ in uses}.values())
+    before = sum(map(cpu_seconds, servers))
+    with busy_share(options.devices[: len(uses)]) as busy:
+        seconds = timed(lambda: run(model, [(*use, model.jobs_per_gpu) for use in uses], deadline))
+    images = model.jobs_per_gpu * len(uses)
+    spent = sum(map(cpu_seconds, servers)) - before
+    row = Row(model.name, what, 3600 * images / seconds, busy.mean(), spent / images)
+    results.rows.append(row)
+    print(f"{row.model:6}{row.what:40}{row.images_per_hour:10.0f} images/h", flush=True)
+
+
+def run(model: Model, uses: Sequence[tuple[HostServer, int | None, int]], deadline: Deadline) -> None:
+    """`(server, slot, jobs)` each; return when all have ended."""
+    work: dict[int, tuple[HostServer, list[tuple[Workflow, int | None]]]] = {}
+    for server, slot, count in uses:
+        work.setdefault(id(server), (server, []))[1].extend((model.job(new_seed()), slot) for _ in range(count))
+    with ThreadPoolExecutor(len(work)) as pool:
+        list(pool.map(lambda server_jobs: run_jobs(*server_jobs, deadline), work.values()))
+
+
+def run_jobs(server: HostServer, jobs: Sequence[tuple[Workflow, int | None]], deadline: Deadline) -> None:
+    """One small request at a time asks a server whether it is done: what is measured is not to be the asking."""
+    ids = [server.submit(job, slot)["prompt_id"] for job, slot in jobs]
+    while server.request("GET", "/prompt")[1]["exec_info"]["queue_remaining"]:
+        if deadline.left_s < 0:
+            raise HostServerError(f"no time left for {len(ids)} jobs")
+        time.sleep(POLL_S)
+    for job_id, entry in server.wait(ids).items():
+        if not entry["status"]["completed"]:
+            raise HostServerError(f"job {job_id} failed: {entry['status']}")
+
+
+_seeds = iter(range(1, 1 << 30))
+
+
+def new_seed() -> int:
+    return next(_seeds)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def cpu_seconds(server: HostServer) -> float:
+    """User and system time of all threads of the server's process."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+class BusyShare:
+    """The share of time in which a GPU computed, as nvidia-smi sees it."""
+
+    def __init__(self) -> None:
+        self.samples: list[int] = []
+
+    def mean(self) -> float | None:
+        return sum(self.samples) / len(self.samples) / 100 if self.samples else None
+
+
+@contextmanager
+def busy_share(devices: Sequence[str]) -> Iterator[BusyShare]:
+    busy = BusyShare()
+    if devices[0] == "cpu":
+        yield busy
+        return
+    ids = ",".join(device.partition(":")[2] for device in devices)
+    query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    process = subprocess.Popen(["nvidia-smi", "-i", ids, *query], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = process.stdout
+    reader = threading.Thread(target=lambda: busy.samples.extend(int(line) for line in lines if line.strip().isdigit()))
+    reader.start()
+    try:
+        yield busy
+    finally:
+        process.terminate()
+        process.wait()
+        reader.join()
+
+
+# Showing.
+
+
+def report(results: Results, options: argparse.Namespace) -> None:
+    count = len(options.devices)
+    print(f"\n{device_names(options.devices)}, {'tiny' if options.tiny else 'full-size'} models of random weights")
+    print(f"\n{'':46}{'images/h':>10}{'/ stock':>9}{f'/ {count} stock':>10}{'GPU busy':>10}{'CPU s/image':>13}")
+    for row in results.rows:
+        one, all_of_them = (rate_of(results, row.model, processes(number)) for number in (1, count))
+        print(
+            f"{row.model:6}{row.what:40}{row.images_per_hour:10.0f}{ratio(row, one):>9}{ratio(row, all_of_them):>10}"
+            f"{'' if row.busy_share is None else f'{row.busy_share:.0%}':>10}{row.cpu_s_per_image:13.3f}"
+        )
+    print(f"\n{'seconds until the result of one job':46}{'s':>10}")
+    for model, what, seconds in results.firsts:
+        print(f"{model:6}{what:40}{seconds:10.2f}")
+    print(*results.notes, sep="\n", flush=True)
+
+
+def rate_of(results: Results, model: str, what: str) -> float | None:
+    return next((row.images_per_hour for row in results.rows if (row.model, row.what) == (model, what)), None)
+
+
+def ratio(row: Row, other: float | None) -> str:
+    return "" if other is None else f"{row.images_per_hour / other:.2f}"
+
+
+def device_names(devices: Sequence[str]) -> str:
+    if devices[0] == "cpu":
+        return f"{len(devices)} x CPU"
+    name = subprocess.check_output(["nvidia-smi", "-i", "0", "--query-gpu=name", "--format=csv,noheader"], text=True)
+    return f"{len(devices)} x {name.strip()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a recorded forward relies on in its model: where its weights lie, and how its modules are set up."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from operator import itemgetter
+from types import FunctionType, MethodType
+from typing import Any
+
+from comfy_parallel.graphs.code import is_known, module_of
+from comfy_parallel.graphs.refusal import UncapturableNow
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CHANGING = frozenset({"_parameters", "_buffers", "current_patcher"})  # the first two are looked at by themselves
+
+
+class ModelState:
+    """A model as it is now. `device` is where its weights must be; buffers that are never read may be elsewhere.
+
+    Raises:
+        UncapturableNow: when a part of it is elsewhere, or is changed while it is used.
+    """
+
+    def __init__(self, model: Any, device: Any) -> None:
+        import torch
+
+        modules = list(model.modules())
+        self._stores = [store for module in modules for store in (module._parameters, module._buffers) if store]
+        if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in self.tensors()):
+            raise UncapturableNow("weights of a special type")
+        if any(weight.device != device for weight in model.parameters()):
+            raise UncapturableNow("weights that are not on the GPU")
+        for module in modules:
+            _check_plain(module)
+        self._addresses = self._read_addresses()
+        self._layouts = self._read_layouts()
+        self._setups = [_Setup(module) for module in modules]
+        self._setups += [_Setup(value) for module in modules for value in _settings_of(module)]
+
+    def tensors(self) -> list[Any]:
+        """The weights and buffers. Not kept: a replaced one is to go."""
+        return [tensor for store in self._stores for tensor in store.values() if tensor is not None]
+
+    def has_same_weights(self) -> bool:
+        """Whether every weight still lies where it lay. Values may change in place: a replay reads them anew."""
+        return self._read_addresses() == self._addresses
+
+    def has_same_structure(self) -> bool:
+        """Whether the modules are the same objects, set up in the same way. Slower than the above."""
+        return all(setup.is_unchanged() for setup in self._setups) and self._read_layouts() == self._layouts
+
+    def _read_addresses(self) -> list[int]:
+        return [tensor.data_ptr() for store in self._stores for tensor in store.values() if tensor is not None]
+
+    def _read_layouts(self) -> list[Any]:
+        items = [item for store in self._stores for item in store.items() if item[1] is not None]
+        return [(name, tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in items]
+
+
+class _Setup:
+    """An object's attributes: the same objects, and where these are lists or the like, with the same content.
+
+    A module's children are among its attributes, so modules that are unchanged are still the whole model.
+    """
+
+    __slots__ = ("_length", "_owner", "_read", "_sizes", "_values")
+
+    def __init__(self, owner: Any) -> None:
+        attributes = vars(owner)
+        names = [name for name in attributes if name not in _CHANGING]
+        self._owner = weakref.ref(owner)
+        self._length = len(attributes)
+        self._sizes = self._read_sizes(attributes)
+        self._read: Any = itemgetter(*names, names[0]) if names else lambda _: ()  # twice: it returns a tuple
+        self._values = tuple(map(_copied, self._read(attributes)))
+
+    def is_unchanged(self) -> bool:
+        owner = self._owner()
+        attributes = {} if owner is None else vars(owner)
+        if len(attributes) != self._length or self._read_sizes(attributes) != self._sizes:
+            return False
+        try:
+            return bool(self._read(attributes) == self._values)
+        except (KeyError, RuntimeError, ValueError):  # one is gone; or two arrays, which have no single truth value
+            return False
+
+    def _read_sizes(self, attributes: dict[str, Any]) -> tuple[int, int]:
+        return len(attributes.get("_parameters", ())), len(attributes.get("_buffers", ()))
+
+
+def _settings_of(module: Any) -> Iterator[Any]:
+    """The objects that hold a module's settings, such as sizes."""
+    for name, value in vars(module).items():
+        if name not in _CHANGING and type(value).__module__.startswith("comfy.") and hasattr(value, "__dict__"):
+            yield value
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, list | dict | set) else value
+
+
+def _check_plain(module: Any) -> None:
+    attributes = vars(module)
+    if any(attributes.get(name) for name in _HOOKS):
+        raise UncapturableNow("a model with hooks")
+    if attributes.get("weight_function") or attributes.get("bias_function"):
+        raise UncapturableNow("weights that are patched while they are used")
+    for value in attributes.values():
+        if isinstance(value, FunctionType | MethodType) and not is_known(module_of(value)):
+            raise UncapturableNow("a model whose modules a node has changed")

@@ -1,0 +1,239 @@
+"""Decides, per slot and per call of a model's forward, whether it runs eagerly, is recorded, or is replayed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from comfy_parallel.graphs.model_state import ModelState
+from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
+from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
+from comfy_parallel.graphs.surroundings import check_mode, surroundings
+from comfy_parallel.graphs.watch import watching
+
+logger = logging.getLogger(__name__)
+
+MOST_RECORDINGS = 8  # per model and slot
+MOST_LOSSES = 3  # of one kind's recordings, in one run of a sampler
+Forward = Callable[..., Any]
+
+
+class Recording(Protocol):
+    """What a recorder makes."""
+
+    def replay(self, inputs: list[Any]) -> Any:
+        """The recorded function's result for these tensors."""
+
+
+class Recorder(Protocol):
+    """Makes recordings of functions of tensors."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Device memory that its recordings hold."""
+
+    def record(self, forward: Callable[[list[Any]], Any], buffers: list[Any]) -> Recording:
+        """Raises `Uncapturable`."""
+
+    def wait(self) -> None:
+        """Return when no replay runs any more."""
+
+
+@dataclass(slots=True)
+class StepStats:
+    """Counters since start; `eager` by reason."""
+
+    captures: int = 0
+    replays: int = 0
+    eager: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one key: that it came once, why it cannot be recorded, or its recording."""
+
+    is_seen: bool = False
+    refused: str | None = None
+    is_final: bool = False
+    recording: Recording | None = None
+    state: ModelState | None = None
+    surroundings: Hashable = None
+    epoch: int = 0
+    losses: int = 0
+    lost_in: int = 0
+
+
+class Stepper:
+    """Steps the models of one slot.
+
+    The first call of a kind runs eagerly. The second runs eagerly and is recorded, watched: if nothing it did could
+    make the recording stale, it is replayed, and the replay compared with what the eager call returned. From then on
+    it is replayed, as long as every weight still lies where it lay. The model's set-up and the code it runs are
+    looked at again after each suspicion.
+
+    Args:
+        device: the slot's torch device.
+    """
+
+    def __init__(self, device: Any, recorder: Recorder) -> None:
+        self.stats = StepStats()
+        self._device = device
+        self._recorder = recorder
+        self._known: WeakKeyDictionary[Any, OrderedDict[Hashable, _Known]] = WeakKeyDictionary()
+        self._epoch = 0
+        self._sampling = 0
+        self._given_back = 0
+        self._lock = threading.Lock()  # A recording has one set of buffers; a node may have threads of its own.
+
+    @property
+    def size_bytes(self) -> int:
+        """Device memory that recordings hold."""
+        return self._recorder.size_bytes
+
+    def step(self, forward: Forward, model: Any, arguments: dict[str, Any]) -> Any:
+        """What `forward(model, **arguments)` returns."""
+        try:
+            key, tensors = describe(arguments, self._device)
+            check_mode()
+        except Uncapturable as refusal:
+            return self.eager(forward, model, arguments, str(refusal))
+        if not self._lock.acquire(blocking=False):
+            return self.eager(forward, model, arguments, "two at once")
+        try:
+            known = self._find(model, key)
+            if known.recording is not None and self._is_valid(known):
+                self.stats.replays += 1
+                return known.recording.replay(tensors)
+            reason = self._reason_to_wait(known)
+            if reason is None:
+                return self._capture(forward, model, arguments, tensors, known)
+        finally:
+            self._lock.release()
+        return self.eager(forward, model, arguments, reason)
+
+    def eager(self, forward: Forward, model: Any, arguments: dict[str, Any], reason: str) -> Any:
+        """The same without a recording; counts the reason."""
+        self.stats.eager[reason] += 1
+        return self._run(forward, model, arguments)
+
+    def forget(self, model: Any = None) -> None:
+        """Give back the recordings of a model, or of all."""
+        if self.size_bytes:
+            self._recorder.wait()
+        self._given_back += 1
+        if model is None:
+            self._known.clear()
+        else:
+            self._known.pop(model, None)
+
+    def suspect(self) -> None:
+        """Look at the models' set-up again before the next replay: something may have changed it."""
+        self._epoch += 1
+
+    def begin_sampling(self) -> None:
+        """A run of a sampler begins. Code of node packs may have run since the last one."""
+        self._sampling += 1
+        self.suspect()
+
+    def _find(self, model: Any, key: Hashable) -> _Known:
+        of_model = self._known.setdefault(model, OrderedDict())
+        if key not in of_model:
+            of_model[key] = _Known()
+            if len(of_model) > MOST_RECORDINGS:
+                self._drop(of_model.popitem(last=False)[1])
+        of_model.move_to_end(key)
+        return of_model[key]
+
+    def _is_valid(self, known: _Known) -> bool:
+        assert known.state is not None
+        is_valid = known.state.has_same_weights()
+        if is_valid and known.epoch != self._epoch:
+            is_valid = known.surroundings == surroundings() and known.state.has_same_structure()
+            known.epoch = self._epoch
+        if not is_valid:
+            self._drop(known)
+        return is_valid
+
+    def _drop(self, known: _Known) -> None:
+        if known.recording is not None:
+            self._recorder.wait()
+            known.recording = known.state = None
+            known.losses = known.losses + 1 if known.lost_in == self._sampling else 1
+            known.lost_in = self._sampling
+
+    def _reason_to_wait(self, known: _Known) -> str | None:
+        """Why not to record this call."""
+        if known.losses >= MOST_LOSSES and known.lost_in == self._sampling:
+            return "a model that keeps changing"
+        if known.refused is not None and known.epoch == self._epoch:
+            return known.refused
+        if known.refused is not None and known.is_final and known.surroundings == surroundings():
+            known.epoch = self._epoch
+            return known.refused
+        if not known.is_seen:
+            known.is_seen = True
+            return "first of its kind"
+        return None
+
+    def _run(self, forward: Forward, model: Any, arguments: dict[str, Any]) -> Any:
+        """Recordings are the first to go when there is too little memory."""
+        import torch
+
+        if not self.size_bytes:
+            return forward(model, **arguments)
+        again = repeatable(arguments)
+        try:
+            return forward(model, **arguments)
+        except torch.OutOfMemoryError:
+            logger.info("Too little memory on %s: graphs are given back", self._device)
+        self.forget()
+        return forward(model, **again)
+
+    def _capture(
+        self, forward: Forward, model: Any, arguments: dict[str, Any], tensors: list[Any], known: _Known
+    ) -> Any:
+        """Run eagerly, and try to record that."""
+        substitutes = repeatable(arguments)
+        given_back = self._given_back
+        result = self._run(forward, model, arguments)
+        if self._given_back != given_back:
+            self.stats.eager["too little memory to record it"] += 1
+            return result
+        known.epoch, known.surroundings = self._epoch, surroundings()
+        try:
+            known.recording, known.state = self._record(forward, model, substitutes, tensors, result)
+            if surroundings() != known.surroundings:
+                raise UncapturableNow("code that was replaced meanwhile")
+        except Uncapturable as refusal:
+            known.recording = known.state = None
+            known.refused, known.is_final = str(refusal), not isinstance(refusal, UncapturableNow)
+            logger.info("%s runs eagerly: %s", type(model).__name__, refusal, exc_info=refusal.__cause__)
+            self.stats.eager[str(refusal)] += 1
+        else:
+            known.refused = None
+            self.stats.captures += 1
+        return result
+
+    def _record(
+        self, forward: Forward, model: Any, arguments: dict[str, Any], tensors: list[Any], expected: Any
+    ) -> tuple[Recording, ModelState]:
+        import torch
+
+        state = ModelState(model, self._device)
+        buffers = [tensor.to(self._device, copy=True) for tensor in tensors]
+        if [buffer.stride() for buffer in buffers] != [tensor.stride() for tensor in tensors]:
+            raise Uncapturable("a tensor whose parts overlap or have gaps")
+
+        def watched(inputs: list[Any]) -> Any:
+            with watching(self._device, [*inputs, *state.tensors()]):
+                return forward(model, **substitute(arguments, inputs))
+
+        recording = self._recorder.record(watched, buffers)
+        if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
+            raise Uncapturable("a replay that differs from the eager step")
+        return recording, state
