@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from operator import itemgetter
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from operator import getitem, is_, itemgetter
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -33,7 +34,7 @@ class ModelState:
             raise UncapturableNow("weights that are not on the GPU")
         for module in modules:
             _check_plain(module)
-        self._addresses = self._read_addresses()
+        self._places = _Places(self._stores, torch.Tensor.data_ptr)
         self._layouts = self._read_layouts()
         self._setups = [_Setup(module) for module in modules]
         self._setups += [_Setup(value) for module in modules for value in _settings_of(module)]
@@ -44,18 +45,47 @@ class ModelState:
 
     def has_same_weights(self) -> bool:
         """Whether every weight still lies where it lay. Values may change in place: a replay reads them anew."""
-        return self._read_addresses() == self._addresses
+        return self._places.are_unchanged()
 
     def has_same_structure(self) -> bool:
         """Whether the modules are the same objects, set up in the same way. Slower than the above."""
         return all(setup.is_unchanged() for setup in self._setups) and self._read_layouts() == self._layouts
 
-    def _read_addresses(self) -> list[int]:
-        return [tensor.data_ptr() for store in self._stores for tensor in store.values() if tensor is not None]
-
     def _read_layouts(self) -> list[Any]:
         items = [item for store in self._stores for item in store.items() if item[1] is not None]
         return [(name, tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in items]
+
+
+class _Places:
+    """Where the tensors of a model lie, by their names. Read in every step: no loop of it runs in Python."""
+
+    __slots__ = ("_address_of", "_addresses", "_set", "_sizes", "_stores", "_unset")
+
+    def __init__(self, stores: list[dict[str, Any]], address_of: Callable[[Any], int]) -> None:
+        entries = [(store, name) for store in stores for name in store]
+        self._stores = stores
+        self._address_of = address_of
+        self._set = _columns([(store, name) for store, name in entries if store[name] is not None])
+        self._unset = _columns([(store, name) for store, name in entries if store[name] is None])
+        self._sizes = list(map(len, stores))
+        self._addresses = self._read()
+
+    def are_unchanged(self) -> bool:
+        try:
+            return (
+                self._read() == self._addresses
+                and list(map(len, self._stores)) == self._sizes
+                and all(map(is_, map(getitem, *self._unset), repeat(None)))
+            )
+        except (KeyError, TypeError, RuntimeError):  # a name is gone; or what it stands for has no address
+            return False
+
+    def _read(self) -> list[int]:
+        return list(map(self._address_of, map(getitem, *self._set)))
+
+
+def _columns(entries: list[tuple[dict[str, Any], str]]) -> tuple[list[dict[str, Any]], list[str]]:
+    return [store for store, _ in entries], [name for _, name in entries]
 
 
 class _Setup:
@@ -64,29 +94,32 @@ class _Setup:
     A module's children are among its attributes, so modules that are unchanged are still the whole model.
     """
 
-    __slots__ = ("_length", "_owner", "_read", "_sizes", "_values")
+    __slots__ = ("_length", "_owner", "_read", "_stores", "_values")
 
     def __init__(self, owner: Any) -> None:
         attributes = vars(owner)
         names = [name for name in attributes if name not in _CHANGING]
         self._owner = weakref.ref(owner)
         self._length = len(attributes)
-        self._sizes = self._read_sizes(attributes)
+        self._stores = _stores_of(attributes)
         self._read: Any = itemgetter(*names, names[0]) if names else lambda _: ()  # twice: it returns a tuple
         self._values = tuple(map(_copied, self._read(attributes)))
 
     def is_unchanged(self) -> bool:
         owner = self._owner()
-        attributes = {} if owner is None else vars(owner)
-        if len(attributes) != self._length or self._read_sizes(attributes) != self._sizes:
+        attributes = owner.__dict__ if owner is not None else {}
+        if len(attributes) != self._length or _stores_of(attributes) != self._stores:
             return False
         try:
             return bool(self._read(attributes) == self._values)
         except (KeyError, RuntimeError, ValueError):  # one is gone; or two arrays, which have no single truth value
             return False
 
-    def _read_sizes(self, attributes: dict[str, Any]) -> tuple[int, int]:
-        return len(attributes.get("_parameters", ())), len(attributes.get("_buffers", ()))
+
+def _stores_of(attributes: dict[str, Any]) -> tuple[int, ...]:
+    """Which ones a module has, and their sizes. Those with anything in them are kept, so no later one has their id."""
+    parameters, buffers = attributes.get("_parameters", ()), attributes.get("_buffers", ())
+    return id(parameters), len(parameters), id(buffers), len(buffers)
 
 
 def _settings_of(module: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import nan
@@ -279,6 +280,44 @@ def test_a_replaced_weight_is_noticed_and_a_changed_number_is_not() -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        lambda linear: linear._parameters.update(weight=torch.nn.Parameter(torch.ones(4, 4))),
+        lambda linear: setattr(linear.weight, "data", torch.ones(4, 4)),
+        lambda linear: linear._parameters.pop("weight"),
+        lambda linear: linear.register_parameter("weight", None),
+        lambda linear: linear.register_parameter("bias", torch.nn.Parameter(torch.ones(4))),
+        lambda linear: linear.register_parameter("late", torch.nn.Parameter(torch.ones(4))),
+        lambda linear: linear.register_parameter("late", None),
+    ],
+)
+def test_a_weight_that_is_elsewhere_gone_or_new_is_noticed(change: Callable[[Any], Any]) -> None:
+    model = Model()
+    model.linear = torch.nn.Linear(4, 4, bias=False)
+    state = ModelState(model, CPU)
+    assert state.has_same_weights()
+    change(model.linear)
+    assert not state.has_same_weights()
+
+
+def test_the_same_weight_set_again_is_the_same() -> None:
+    model = Model()
+    state = ModelState(model, CPU)
+    weight = model.linear._parameters.pop("weight")
+    model.linear._parameters["weight"] = weight
+    assert state.has_same_weights()
+
+
+def test_a_replaced_weight_is_not_kept() -> None:
+    model = Model()
+    state = ModelState(model, CPU)
+    replaced = weakref.ref(model.linear.weight)
+    model.linear.weight = torch.nn.Parameter(torch.ones(4, 4))
+    assert replaced() is None
+    assert not state.has_same_weights()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda model: model.add_module("more", torch.nn.Linear(1, 1)),
         lambda model: model.train(),
         lambda model: setattr(model.linear, "forward", lambda x: x),
@@ -289,6 +328,7 @@ def test_a_replaced_weight_is_noticed_and_a_changed_number_is_not() -> None:
         lambda model: setattr(model, "another", lambda x: x),
         lambda model: setattr(model.linear.weight, "data", torch.ones(4, 4).half()),
         lambda model: model.register_buffer("late", torch.ones(1)),
+        lambda model: setattr(model.linear, "_parameters", dict(torch.nn.Linear(4, 4)._parameters)),
     ],
 )
 def test_a_changed_set_up_is_noticed(change: Callable[[Model], Any]) -> None:
