@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -185,6 +185,52 @@ def reset_own_watermarks(original: Callable[[], None]) -> Callable[[], None]:
         return None
 
     return vbars_reset_watermark_limits
+
+
+class MemoryStats(Mapping[str, Any]):
+    """The numbers of `torch.cuda.memory_stats`, from the nested form: `a.b.c` is looked up when it is asked for."""
+
+    def __init__(self, nested: dict[str, Any]) -> None:
+        self._nested = nested
+
+    def __getitem__(self, name: str) -> Any:
+        value: Any = self._nested
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise KeyError(name)
+            value = value[part]
+        if isinstance(value, dict):
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(_flat_names(self._nested, "")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in _flat_names(self._nested, ""))
+
+
+def _flat_names(nested: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def stats_reader(cuda: Any) -> Callable[..., Any]:
+    """Stand in for `torch.cuda.memory_stats`, which flattens and sorts 80 numbers, where two of them are read.
+
+    What somebody puts in its place later is called instead.
+    """
+    original = cuda.memory_stats
+
+    def memory_stats(device: Any = None) -> Any:
+        if cuda.memory_stats is not original:
+            return cuda.memory_stats(device)
+        return MemoryStats(cuda.memory_stats_as_nested_dict(device))
+
+    return memory_stats
 
 
 def _others_running(slot: Any) -> bool:

@@ -1,14 +1,12 @@
 """Give each slot its own copy of some global names of a host module, without copying a host function.
 
-The functions that use these names are run, per slot, with a namespace that holds the slot's values and
-falls through to the module for everything else (CPython looks globals up with `__missing__` when a
-function's globals are a dict subclass). Other modules reach the same values as attributes of the module.
+The functions that use these names are run, per slot, with a namespace that holds the slot's values over the
+module's. Other modules reach the same values as attributes of the module.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import copy
 import functools
 import types
@@ -18,20 +16,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.namespaces import Overlay, clone
 from comfy_parallel.patching import Fit, ModuleSource, Patch, Undo, replace
 from comfy_parallel.slot import SlotLocal, current_slot
-
-
-class Overlay(dict[str, Any]):
-    """A slot's values of the names, over the module's namespace."""
-
-    def __init__(self, module: ModuleType, values: dict[str, Any]) -> None:
-        super().__init__(values)
-        self["__builtins__"] = builtins
-        self._below = vars(module)
-
-    def __missing__(self, name: str) -> Any:
-        return self._below[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +49,7 @@ class SlotGlobals(Patch):
         if not names:
             return
         pristine = {name: _copied(vars(module)[name]) for name in names}
-        overlays = SlotLocal(lambda: Overlay(module, {name: self._start(name, pristine[name]) for name in names}))
+        overlays = SlotLocal(lambda: Overlay(vars(module), {name: self._start(name, pristine[name]) for name in names}))
         for name, function in _users(module, set(names)):
             yield replace(module, name, _dispatch(overlays, function))
         yield add_properties(module, {name: _slot_property(name, overlays) for name in names})
@@ -142,7 +129,7 @@ def _global_names(code: CodeType) -> set[str]:
 
 
 def _dispatch(overlays: SlotLocal[Overlay], function: FunctionType) -> Callable[..., Any]:
-    clones: SlotLocal[FunctionType] = SlotLocal(lambda: _clone(function, overlays.get()))
+    clones: SlotLocal[FunctionType] = SlotLocal(lambda: clone(function, overlays.get()))
 
     @functools.wraps(function)
     def dispatched(*args: Any, **kwargs: Any) -> Any:
@@ -151,12 +138,6 @@ def _dispatch(overlays: SlotLocal[Overlay], function: FunctionType) -> Callable[
         return clones.get()(*args, **kwargs)
 
     return dispatched
-
-
-def _clone(function: FunctionType, overlay: Overlay) -> FunctionType:
-    clone = FunctionType(function.__code__, overlay, function.__name__, function.__defaults__, function.__closure__)
-    clone.__kwdefaults__ = function.__kwdefaults__
-    return clone
 
 
 def _slot_property(name: str, overlays: SlotLocal[Overlay]) -> property:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_parallel.patches import executing, execution, graphs, libraries, model_management, server, weights
+from comfy_parallel.patches import executing, execution, graphs, libraries, model_management, server, steps, weights
 from comfy_parallel.patching import Patch
 
 ALL: tuple[Patch, ...] = (
@@ -12,5 +12,6 @@ ALL: tuple[Patch, ...] = (
     *executing.PATCHES,
     *weights.PATCHES,
     *libraries.PATCHES,
+    *steps.PATCHES,
     *graphs.PATCHES,
 )
