@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,18 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
     return send_sync
 
 
+def _send_preview(original: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    @functools.wraps(original)
+    async def send_preview(self: Any, *args: Any, **kwargs: Any) -> None:
+        sid = (dict(zip(names, args, strict=False)) | kwargs).get("sid")
+        if sid in self.sockets or (sid is None and self.sockets):
+            await original(self, *args, **kwargs)
+
+    return send_preview
+
+
 PATCHES: tuple[Patch, ...] = (
     *(
         Addition(
@@ -104,5 +117,19 @@ PATCHES: tuple[Patch, ...] = (
         params=("self", "event", "data", "sid"),
         why="Clients must see which slot an event comes from.",
         until="the host's events carry a device",
+    ),
+    *(
+        Patch(
+            target=f"server:PromptServer.{name}",
+            wrap=_send_preview,
+            params=params,
+            optional=True,
+            why="The host encodes a preview before it looks whether its client is connected.",
+            until="the host looks first",
+        )
+        for name, params in (
+            ("send_image", ("self", "image_data", "sid")),
+            ("send_image_with_metadata", ("self", "image_data", "metadata", "sid")),
+        )
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -266,3 +267,32 @@ def test_a_jobs_events_say_which_slot_they_come_from(slots: tuple[Slot, ...]) ->
         send_sync(SimpleNamespace(sockets={}), "executing", data, "client")
     assert sent == [("executing", {"prompt_id": "a", "gpu_id": 1}, "client")]
     assert data == {"prompt_id": "a"}
+
+
+class PreviewServer:
+    """Encodes and sends as the host's."""
+
+    def __init__(self, *clients: str) -> None:
+        self.sockets = dict.fromkeys(clients)
+        self.encoded: list[Any] = []
+
+    async def send_image(self, image_data: Any, sid: Any = None) -> None:
+        self.encoded.append((image_data, sid))
+
+    async def send_image_with_metadata(self, image_data: Any, metadata: Any = None, sid: Any = None) -> None:
+        self.encoded.append((image_data, metadata, sid))
+
+
+@pytest.mark.parametrize(
+    ("clients", "sid", "is_encoded"),
+    [(["a"], "a", True), (["a"], "b", False), ([], "a", False), (["a"], None, True), ([], None, False)],
+)
+def test_previews_are_encoded_for_connected_clients_only(clients: list[str], sid: Any, is_encoded: bool) -> None:
+    server = PreviewServer(*clients)
+    plain = wrapper("server:PromptServer.send_image")(PreviewServer.send_image)
+    named = wrapper("server:PromptServer.send_image_with_metadata")(PreviewServer.send_image_with_metadata)
+    asyncio.run(plain(server, 1, sid))
+    asyncio.run(plain(server, 2, sid=sid))
+    asyncio.run(named(server, 3, {"node": 4}, sid))
+    asyncio.run(named(server, 5, sid=sid))
+    assert server.encoded == ([(1, sid), (2, sid), (3, {"node": 4}, sid), (5, None, sid)] if is_encoded else [])
