@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,6 +183,21 @@ def test_a_device_that_cannot_be_initialised_ends_the_start(make_gpu_server: Mak
 # equal either of two stock runs, one in the order of submission and one in reverse, byte for byte.
 
 
+def jobs_in_any_order(per_group: int) -> list[Job]:
+    """Jobs whose images do not depend on what ran before.
+
+    The schedules `normal` and `sgm_uniform` do, on a GPU: ComfyUI computes them where the model lies, which is in RAM
+    for the first job after a load, and logarithms there differ in their last bits.
+    """
+    others = {"normal": "karras", "sgm_uniform": "simple"}
+    jobs = make_jobs(per_group)
+    schedulers = [job.options["scheduler"] for job in jobs]
+    return [
+        replace(job, options={**job.options, "scheduler": others.get(scheduler, scheduler)})
+        for job, scheduler in zip(jobs, schedulers, strict=True)
+    ]
+
+
 def warmed_up(server: HostServer, num_slots: int) -> HostServer:
     for index in range(num_slots):
         server.run(txt2img(12345, text="warm up"), index)
@@ -197,44 +213,39 @@ def stock_in_order(make_gpu_server: MakeGpuServer, jobs: list[Job]) -> Run:
 
 
 @pytest.fixture(scope="module")
-def stock_run(make_gpu_server: MakeGpuServer) -> Run:
-    return stock_in_order(make_gpu_server, make_jobs()[:PARITY_JOBS])
+def parity_jobs() -> list[Job]:
+    return jobs_in_any_order(25)[:PARITY_JOBS]
 
 
 @pytest.fixture(scope="module")
-def stock_reversed(make_gpu_server: MakeGpuServer) -> Run:
-    return stock_in_order(make_gpu_server, make_jobs()[:PARITY_JOBS][::-1])
+def stock_run(make_gpu_server: MakeGpuServer, parity_jobs: list[Job]) -> Run:
+    return stock_in_order(make_gpu_server, parity_jobs)
 
 
-def unlike_stock(jobs: list[Job], found: Run, *stock_runs: Run) -> list[str]:
-    """The jobs whose images are those of none of the runs."""
-    left = jobs
-    for run in stock_runs:
-        left = [job for job in left if differing([job], run, found)]
-    return differing(left, stock_runs[0], found)
-
-
-def test_stock_on_one_gpu_equals_itself_in_the_same_order(make_gpu_server: MakeGpuServer, stock_run: Run) -> None:
-    jobs = make_jobs()[:PARITY_JOBS]
-    assert differing(jobs, stock_run, stock_in_order(make_gpu_server, jobs)) == []
-
-
-def test_stock_in_reverse_order_differs_in_few_jobs(stock_run: Run, stock_reversed: Run) -> None:
-    """Or accepting either would say little."""
-    different = differing(make_jobs()[:PARITY_JOBS], stock_run, stock_reversed)
-    print("stock in reverse order differs from stock in order:", *different, sep="\n")
-    assert len(different) <= PARITY_JOBS // 20
+def test_stock_on_one_gpu_gives_the_same_in_any_order(
+    make_gpu_server: MakeGpuServer, parity_jobs: list[Job], stock_run: Run
+) -> None:
+    assert differing(parity_jobs, stock_run, stock_in_order(make_gpu_server, parity_jobs[::-1])) == []
 
 
 def test_images_are_those_of_stock_on_one_gpu(
-    make_gpu_server: MakeGpuServer, num_gpus: int, stock_run: Run, stock_reversed: Run
+    make_gpu_server: MakeGpuServer, num_gpus: int, parity_jobs: list[Job], stock_run: Run
 ) -> None:
-    jobs = make_jobs()[:PARITY_JOBS]
     server = warmed_up(make_gpu_server(slots=""), num_gpus)
-    found = run_jobs(server, jobs)
+    found = run_jobs(server, parity_jobs)
     server.stop()
     assert {entry["gpu_id"] for entry in found.entries.values()} == set(range(num_gpus))
-    assert unlike_stock(jobs, found, stock_run, stock_reversed) == []
+    assert differing(parity_jobs, stock_run, found) == []
+
+
+def test_a_slot_in_stocks_order_gives_stocks_images_with_every_schedule(
+    make_gpu_server: MakeGpuServer, num_gpus: int
+) -> None:
+    jobs = make_jobs()[:50]
+    server = warmed_up(make_gpu_server(slots=""), num_gpus)
+    found = run_jobs(server, jobs, slot=num_gpus - 1)
+    server.stop()
+    assert differing(jobs, stock_in_order(make_gpu_server, jobs), found) == []
 
 
 def test_a_slots_first_image_is_that_of_a_fresh_stock_server(make_gpu_server: MakeGpuServer, num_gpus: int) -> None:
@@ -251,11 +262,11 @@ def test_a_slots_first_image_is_that_of_a_fresh_stock_server(make_gpu_server: Ma
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_two_slots_on_one_gpu_give_the_same_images(
-    make_gpu_server: MakeGpuServer, stock_run: Run, stock_reversed: Run, attempt: int
+    make_gpu_server: MakeGpuServer, parity_jobs: list[Job], stock_run: Run, attempt: int
 ) -> None:
-    jobs = make_jobs()[:50]
+    jobs = parity_jobs[:50]
     server = make_gpu_server(slots="cuda:0", env={"COMFY_PARALLEL_SLOTS_PER_GPU": "2"})
     found = run_jobs(warmed_up(server, 2), jobs)
     server.stop()
     assert {entry["gpu_id"] for entry in found.entries.values()} == {0, 1}
-    assert unlike_stock(jobs, found, stock_run, stock_reversed) == []
+    assert differing(jobs, stock_run, found) == []
