@@ -1,9 +1,11 @@
 """What weights cost: memory with 1 to N slots, and time to switch models, stock ComfyUI beside comfy_parallel.
 
-    python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--switches 6]
+    python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--only memory|loading]
 
 Memory is the host process's proportional set size after one image on each slot, with one model and after two models
-in turns. A switch is a job that loads the other model and decodes one small latent image with its VAE.
+in turns. On CPU slots a switch is a job that loads the other model and decodes one small latent image with its VAE. On
+GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own functions load and unload an SDXL
+and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots at once.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,43 +29,88 @@ from tests.host.models import cached_models
 from tests.host.server import HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
-LARGE, SMALL = "wide.safetensors", "a.safetensors"
+CPU_MODELS = ("a.safetensors", "wide.safetensors")  # a small one and a large one
+GPU_MODELS = ("sd15.safetensors", "sdxl.safetensors")
+LOADED = {
+    "sdxl": node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+    "flux": node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
+}
+MAKER = Path(__file__).with_name("full_size.py")
+SWITCHES = 6
+ROUNDS = 2
+RAM_GB = "64"  # for the Flux-shaped model's 24 GB and the others
+GIB = 1 << 30
 
 
 def main() -> None:
     options = parse()
     devices = options.devices.split(",")
-    cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
-    models = cached_models(options.comfyui, cache, ("a", "wide"))
     counts = [count for count in (1, 2, 4, 8) if count <= len(devices)]
-    rows = []
-    for count in (None, *counts):
-        slots = None if count is None else ",".join(devices[:count])
-        with started(options.comfyui, models, slots, is_cpu=devices[0] == "cpu") as server:
-            one, two = (memory_after(server, count, names) for names in ((LARGE,), (SMALL, LARGE)))
-            seconds = switch_seconds(server, options.switches) if count in (None, 1) else None
-        rows.append(("stock" if count is None else f"{count} slot(s)", one, two, seconds))
-    report(rows, counts)
+    with tempfile.TemporaryDirectory() as made:
+        if devices[0] == "cpu":
+            compare_memory(options.comfyui, cpu_models(options.comfyui), devices, counts, CPU_MODELS)
+        else:
+            models = gpu_models(options.comfyui, Path(made))
+            if options.only != "memory":
+                compare_loading(options.comfyui, models, devices)
+            if options.only != "loading":
+                compare_memory(options.comfyui, models, devices, counts, GPU_MODELS)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=lambda text: Path(text).resolve())
     parser.add_argument("--devices", default="cpu,cpu,cpu,cpu")
-    parser.add_argument("--switches", type=int, default=6)
+    parser.add_argument("--only", choices=("memory", "loading"), help="on GPUs")
     return parser.parse_args()
 
 
+def cpu_models(comfyui: Path) -> Path:
+    cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
+    return cached_models(comfyui, cache, ("a", "wide"))
+
+
+def gpu_models(comfyui: Path, models: Path) -> Path:
+    for folder in ("checkpoints", "diffusion_models", "vae"):
+        (models / folder).mkdir()
+    command = [sys.executable, str(MAKER), str(comfyui), str(models)]
+    makers = [subprocess.Popen([*command, name]) for name in ("sd15", "sdxl", "flux")]
+    codes = [maker.wait() for maker in makers]
+    if any(codes):
+        raise RuntimeError("models could not be made")
+    return models
+
+
 @contextmanager
-def started(comfyui: Path, models: Path, slots: str | None, *, is_cpu: bool) -> Iterator[HostServer]:
+def started(comfyui: Path, models: Path, devices: list[str], slots: str | None) -> Iterator[HostServer]:
+    """A host on all of these devices, or, where `slots` is None, stock on the first."""
+    is_cpu = devices[0] == "cpu"
+    env = {} if is_cpu else {"OMP_NUM_THREADS": "4", "COMFY_PARALLEL_RAM_GB": RAM_GB}
+    if not is_cpu and slots is None:
+        env["CUDA_VISIBLE_DEVICES"] = devices[0].partition(":")[2]
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "models").symlink_to(models, target_is_directory=True)
         front_end = Path(base) / "front_end"
         front_end.mkdir()
         (front_end / "index.html").write_text("<html></html>")
         args = ["--front-end-root", str(front_end)]
-        with HostServer(comfyui, Path(base), slots=slots, args=args, link=slots is not None, is_cpu=is_cpu) as server:
+        with HostServer(comfyui, Path(base), slots=slots, args=args, env=env, is_cpu=is_cpu) as server:
             yield server
+
+
+# Memory, and on CPU slots switches.
+
+
+def compare_memory(comfyui: Path, models: Path, devices: list[str], counts: list[int], names: tuple[str, str]) -> None:
+    rows = []
+    for count in (None, *counts):
+        slots = None if count is None else ",".join(devices[:count])
+        with started(comfyui, models, devices, slots) as server:
+            one, two = (memory_after(server, count, used) for used in (names[1:], names))
+            can_switch = devices[0] == "cpu" and count in (None, 1)
+            seconds = switch_seconds(server, names) if can_switch else None
+        rows.append(("stock" if count is None else f"{count} slot(s)", one, two, seconds))
+    report_memory(rows, counts)
 
 
 def memory_after(server: HostServer, count: int | None, names: tuple[str, ...]) -> int:
@@ -73,12 +123,12 @@ def memory_after(server: HostServer, count: int | None, names: tuple[str, ...]) 
     return server.pss_bytes
 
 
-def switch_seconds(server: HostServer, switches: int) -> float:
-    """The median over jobs that each load the other model."""
+def switch_seconds(server: HostServer, names: tuple[str, str]) -> float:
+    """The median over jobs that each load the large model after the other."""
     taken = []
-    for number in range(2 * switches):
+    for number in range(2 * SWITCHES):
         began = time.perf_counter()
-        server.run(load_and_decode((SMALL, LARGE)[number % 2]))
+        server.run(load_and_decode(names[number % 2]))
         if number % 2:
             taken.append(time.perf_counter() - began)
     return statistics.median(taken)
@@ -93,16 +143,84 @@ def load_and_decode(name: str) -> Workflow:
     }
 
 
-def report(rows: list[tuple[str, int, int, float | None]], counts: list[int]) -> None:
+def report_memory(rows: list[tuple[str, int, int, float | None]], counts: list[int]) -> None:
     print(f"\n{'':12}{'one model, MiB':>16}{'two in turns, MiB':>19}{'of one slot':>13}{'switch, s':>11}")
     ours = dict(zip(counts, rows[1:], strict=True))
     for name, one, two, seconds in rows:
         shown = "" if seconds is None else f"{seconds:.2f}"
         print(f"{name:12}{one >> 20:16}{two >> 20:19}{one / ours[1][1]:13.2f}{shown:>11}")
     stock_seconds, our_seconds = rows[0][3], ours[1][3]
-    assert stock_seconds is not None
-    assert our_seconds is not None
-    print(f"switching to the large model: stock / ours = {stock_seconds / our_seconds:.1f}")
+    if stock_seconds is not None and our_seconds is not None:
+        print(f"switching to the large model: stock / ours = {stock_seconds / our_seconds:.1f}")
+
+
+# Loading onto GPUs and unloading.
+
+
+def compare_loading(comfyui: Path, models: Path, devices: list[str]) -> None:
+    rows: list[tuple[str, str, dict[str, Any], float]] = []
+    with started(comfyui, models, devices, None) as stock:
+        for name in LOADED:
+            rows.append((name, "stock", load_times(stock, name, None), 1))
+    with started(comfyui, models, devices, ",".join(devices)) as ours:
+        for name in LOADED:
+            rows.append((name, "ours, from RAM", load_times(ours, name, 0), 1))
+            if len(devices) > 1:
+                rows.append((name, "ours, from another GPU", load_times(ours, name, 1), 1))
+            free(ours)
+            with ThreadPoolExecutor(len(devices)) as pool:
+                at_once = list(pool.map(lambda slot, name=name: load_times(ours, name, slot), range(len(devices))))
+            rows.append((name, f"ours, {len(devices)} slots at once, each", slowest(at_once), len(devices)))
+            free(ours)
+        print(*ours.request("GET", "/parallel/weights")[1]["slots"], sep="\n")
+    report_loading(rows)
+
+
+def load_times(server: HostServer, name: str, slot: int | None) -> dict[str, Any]:
+    """What the test node CPTLoadTimes tells."""
+    workflow = {"loader": LOADED[name], "times": node("CPTLoadTimes", model=["loader", 0], rounds=ROUNDS)}
+    entry = server.run(workflow, slot)
+    assert entry["status"]["completed"], entry["status"]
+    found: dict[str, Any] = entry["outputs"]["times"]["value"][0]
+    return found
+
+
+def slowest(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(found, key=lambda times: statistics.median(times["load_s"][1:]))
+
+
+def free(server: HostServer) -> None:
+    """Unload everything on every slot."""
+    server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+    deadline = time.monotonic() + 60
+    while any(queue["models"] for queue in server.request("GET", "/queue/all")[1]["queues"]):
+        if time.monotonic() > deadline:
+            raise TimeoutError("models are still loaded")
+        time.sleep(0.1)
+
+
+def report_loading(rows: list[tuple[str, str, dict[str, Any], float]]) -> None:
+    """GB/s are 10^9 bytes a second, of all slots together."""
+    print(
+        f"\n{'':36}{'GiB':>6}{'first s':>9}{'load s':>8}{'unload s':>10}{'GB/s':>7}{'of pinned':>11}"
+        f"{'load x':>8}{'unload x':>10}{'switch x':>10}"
+    )
+    stock = {name: times for name, what, times, _ in rows if what == "stock"}
+    for name, what, times, slots in rows:
+        load, unload, rate = median(times, "load_s"), median(times, "unload_s"), times["bytes"] / 1e9
+        pinned = GIB / 1e9 / times["pinned_s_per_gib"]
+        stock_load, stock_unload = median(stock[name], "load_s"), median(stock[name], "unload_s")
+        switch = (stock_load + stock_unload) / (load + unload)
+        print(
+            f"{name:6}{what:30}{times['bytes'] / GIB:6.1f}{times['load_s'][0]:9.3f}{load:8.3f}{unload:10.3f}"
+            f"{slots * rate / load:7.1f}{rate / load / pinned:11.0%}"
+            f"{stock_load / load:8.1f}{stock_unload / unload:10.1f}{switch:10.1f}"
+        )
+
+
+def median(times: dict[str, Any], what: str) -> float:
+    """Without the first load, which may read and register the file."""
+    return statistics.median(times[what][1:] if what == "load_s" else times[what])
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def load_linear_algebra(devices: Sequence[str]) -> None:
     import torch
 
     if len(devices) > 1 and devices[0].startswith("cuda:"):
-        torch.linalg.inv(torch.eye(1, device=devices[0]))
+        torch.linalg.cholesky(torch.eye(1, device=devices[0]))
 
 
 def bind(device: str, num_slots: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.patching import Patch
-from comfy_parallel.weights import loading, memory
+from comfy_parallel.weights import homes, loading, memory, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _UNTIL = "the host's models alias the mapped file on every device"
@@ -74,11 +74,13 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         import torch
 
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        leaving = loading.before_move(store, self, device, dtype)
-        result = original(self, *args, **kwargs)
-        loading.after_move(leaving)
-        return result
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        with loading.moving(store, self, device, dtype):
+            if device is None or dtype is not None or memory_format is not None:
+                return original(self, *args, **kwargs)
+            for module in loading.modules_elsewhere(self, device):
+                original(module, *args, **kwargs)
+            return self
 
     return to
 
@@ -90,6 +92,29 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **kwargs)
 
     return _apply
+
+
+def _load(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load(
+        self: Any,
+        device_to: Any = None,
+        lowvram_model_memory: int = 0,
+        force_patch_weights: bool = False,
+        full_load: bool = False,
+        **others: Any,
+    ) -> Any:
+        """Copies all weights at once and waits for the copies once, not module by module."""
+        arguments = (device_to, lowvram_model_memory, force_patch_weights, full_load)
+        store = loading.store_of_slot()
+        if store is None:
+            return original(self, *arguments, **others)
+        with transfers.complete():
+            if full_load and getattr(device_to, "type", None) == "cuda":
+                loading.load_ahead(store, self.model, device_to, self.patches)
+            return original(self, *arguments, **others)
+
+    return load
 
 
 def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +141,7 @@ def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
             if inplace_update or self.weight_inplace_update:
                 loading.before_write(weight)
             elif not others.get("return_weight"):
-                loading.send_home(weight)
+                homes.send_home(weight)
         return original(self, key, device_to=device_to, inplace_update=inplace_update, **others)
 
     return patch_weight_to_device
@@ -141,9 +166,12 @@ def _on_cpu_first(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def initial_device(*args: Any, **kwargs: Any) -> Any:
-        if loading.store_of_slot() is not None:
-            return torch.device("cpu")
-        return original(*args, **kwargs)
+        device = original(*args, **kwargs)
+        if loading.store_of_slot() is None or device.type == "cpu":
+            return device
+        # Tensors of "cpu:0" are those of "cpu", but the names differ: so the host still takes a model that it would
+        # have made on the GPU there at once. Where it lies decides on which device its schedule is computed.
+        return torch.device("cpu:0")
 
     return initial_device
 
@@ -186,6 +214,15 @@ PATCHES: tuple[Patch, ...] = (
     ),
     _patch("torch.nn.modules.module:Module.to", _to, "self"),
     _patch("torch.nn.modules.module:Module._apply", _apply, "self"),
+    _patch(
+        "comfy.model_patcher:ModelPatcher.load",
+        _load,
+        "self",
+        "device_to",
+        "lowvram_model_memory",
+        "force_patch_weights",
+        "full_load",
+    ),
     _patch(
         "comfy.model_patcher:ModelPatcher.patch_weight_to_device",
         _patch_weight_to_device,

@@ -50,6 +50,7 @@ class MappedFile(Region):
         try:
             with self.lock:
                 self.is_current = False
+                self.pins.close()
                 if self.users and not self.is_detached:
                     self._detach()
         finally:
@@ -59,7 +60,7 @@ class MappedFile(Region):
         import torch
 
         everything = Span(0, torch.uint8, (self.size,), (1,))
-        _copy_in_place(tensor_in(self._memory, everything).data_ptr(), self.size, mmap.PROT_READ)
+        _copy_in_place(self.address, self.size, mmap.PROT_READ)
         for view in self.private_views:
             _copy_in_place(tensor_in(view, everything).data_ptr(), self.size, mmap.PROT_READ | mmap.PROT_WRITE)
         self.is_detached = True

@@ -7,9 +7,12 @@ import mmap
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 from weakref import ref
+
+from comfy_parallel.weights.pins import Pins
 
 ALIGNMENT = 64  # What torch's CPU kernels expect of memory of its own; sums may depend on it.
 _TAG = "comfy_parallel_origin"
@@ -72,10 +75,18 @@ class Region:
         self._users: set[ref[Origin]] = set()
         self._private_views: set[ref[mmap.mmap]] = set()
         self._memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        self.pins = Pins(self.address, size, partial(self._memory.madvise, mmap.MADV_WILLNEED))
 
     def __del__(self) -> None:
+        if "pins" in vars(self):  # else it could not be mapped
+            self.pins.unpin()  # Who copies holds the region until the copy is complete.
         if self.fd >= 0:
             os.close(self.fd)
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return int(_tensor_of_bytes(self._memory, 0, self.size).data_ptr())
 
     @property
     def users(self) -> list[Origin]:

@@ -61,6 +61,16 @@ class WeightFile:
         return 0 if self.content is None or self.mapped_bytes else self.content.size
 
     @property
+    def pinned_bytes(self) -> int:
+        return sum(region.pins.pinned_bytes for region in self.regions())
+
+    @property
+    def counted_bytes(self) -> int:
+        """What counts against the budget: all but the page cache, unless that is pinned."""
+        pinned = self.content.pins.pinned_bytes if self.mapped_bytes and self.content is not None else 0
+        return self.copied_bytes + self.converted_bytes + pinned
+
+    @property
     def converted_bytes(self) -> int:
         return sum(arena.used for arena in self._arenas)
 
@@ -113,7 +123,8 @@ class Store:
 
     Args:
         mode: `map` files where they can be guarded against being overwritten, else `copy` them.
-        budget_bytes: for copies and conversions; beyond it those that nobody uses go, least recently used first.
+        budget_bytes: for copies, conversions and what is pinned; beyond it those that nobody uses go, least recently
+            used first.
     """
 
     def __init__(self, mode: str, budget_bytes: int) -> None:
@@ -131,7 +142,7 @@ class Store:
     @property
     def used_bytes(self) -> int:
         """What counts against the budget."""
-        return sum(file.copied_bytes + file.converted_bytes for file in self.files())
+        return sum(file.counted_bytes for file in self.files())
 
     def find(self, path: str) -> WeightFile:
         """The file that a path names now.
@@ -201,8 +212,15 @@ class Store:
     def keep_to_budget(self) -> None:
         """Forget files that nobody uses: what is mapped costs a lease, what is copied costs memory."""
         for file in self.files():
-            if self.used_bytes > self.budget_bytes or not (file.copied_bytes or file.converted_bytes):
+            if self.used_bytes > self.budget_bytes or not file.counted_bytes or file.is_outdated:
                 self._drop(file)
+
+    def may_pin(self, size: int) -> bool:
+        """Whether so many bytes more fit into the budget; what nobody uses makes room."""
+        for file in self.files():
+            if self.used_bytes + size > self.budget_bytes:
+                self._drop(file)
+        return self.used_bytes + size <= self.budget_bytes
 
     def drop_unused(self) -> None:
         """Give back all that nobody uses."""

@@ -306,7 +306,7 @@ def test_a_file_that_cannot_be_guarded_is_copied_and_said_so_once(make_server: M
 def test_off_every_slot_has_its_own_copy(make_server: MakeServer) -> None:
     server = make_server(slots=slots(2), env={"COMFY_PARALLEL_WEIGHTS": "off"})
     assert image_of(server, txt2img(1), 0) == image_of(server, txt2img(1), 1)
-    assert weights(server) == {"mode": "off", "ram": {"budget_bytes": 0, "used_bytes": 0}, "files": []}
+    assert weights(server) == {"mode": "off", "ram": {"budget_bytes": 0, "used_bytes": 0}, "slots": [], "files": []}
 
 
 # Budget, giving back, loading ahead.

@@ -11,7 +11,7 @@ from torch import nn
 
 from comfy_parallel.patches import weights as patches
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import loading
+from comfy_parallel.weights import homes, loading
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.store import Store
 from tests.unit.weight_samples import GIB, bits, numbers, read, run_python, torch_store, write
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from comfy_parallel.patches import weights as patches
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import loading
+from comfy_parallel.weights import homes, loading
 from comfy_parallel.weights.store import Store
 from tests.unit.weight_samples import read
 store = Store("map", 1 << 30)
@@ -92,7 +92,7 @@ class OnDevice:
 def test_a_home_is_forgotten_when_the_parameter_is_back(store: Store, path: str) -> None:
     tensor = shared_linear(store, path).weight.data
     parameter = OnDevice(tensor.to(META), 4096)
-    module = SimpleNamespace(parameters=lambda: iter([parameter]))
+    module = SimpleNamespace(modules=lambda: iter([SimpleNamespace(_parameters={"weight": parameter})]))
     loading.after_move([(parameter, tensor)])
     with entered(SLOT):
         loading.before_move(store, module, CPU, None)
@@ -102,7 +102,7 @@ def test_a_home_is_forgotten_when_the_parameter_is_back(store: Store, path: str)
         assert leaving == []
         parameter.data = parameter.data.to(META)  # the allocator gives the same address again
         loading.after_move(leaving)
-    assert loading.home_of(parameter) is None  # else the way back brings the numbers before `* 2`
+    assert homes.home_of(parameter) is None  # else the way back brings the numbers before `* 2`
 
 
 def test_a_type_that_torch_refuses_changes_nothing(store: Store, path: str) -> None:
@@ -152,7 +152,7 @@ def test_asking_for_a_patched_weight_leaves_the_model_where_it_is(store: Store, 
         def patch_weight_to_device(self, key, device_to=None, inplace_update=False, return_weight=False):
             return self.model.weight.data
 
-    setattr(ModelPatcher.model.weight, loading._HOME, loading.Home(home, ModelPatcher.model.weight.data_ptr()))
+    homes.remember(ModelPatcher.model.weight, home)
     address = ModelPatcher.model.weight.data_ptr()
     f = ModelPatcher.patch_weight_to_device
     f = type(f)(f.__code__, {"comfy": SimpleNamespace(utils=SimpleNamespace(get_attr=getattr))}, argdefs=f.__defaults__)

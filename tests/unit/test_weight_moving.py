@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import loading
+from comfy_parallel.weights import homes, loading
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
@@ -52,7 +52,8 @@ class OnDevice:
 
 
 def module_of(*parameters: Any) -> Any:
-    return SimpleNamespace(parameters=lambda: iter(parameters))
+    part = SimpleNamespace(_parameters=dict(enumerate(parameters)))
+    return SimpleNamespace(modules=lambda: iter([part]))
 
 
 def shared_linear(store: Store, path: str, slot: Slot) -> nn.Linear:
@@ -114,9 +115,9 @@ def test_only_the_way_back_leads_home(
 
 def test_a_parameter_that_was_replaced_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     parameter, tensor = gone(store, path, slots[0])
-    assert loading.home_of(parameter) is tensor
+    assert homes.home_of(parameter) is tensor
     parameter.address = 8192
-    assert loading.home_of(parameter) is None
+    assert homes.home_of(parameter) is None
 
 
 @pytest.mark.parametrize("data", [torch.empty(6, 4, dtype=torch.float16), torch.empty(4, 6), torch.empty(24)])
@@ -125,29 +126,29 @@ def test_a_parameter_of_another_type_or_shape_has_no_home(
 ) -> None:
     parameter, _ = gone(store, path, slots[0])
     parameter.data = data.to(GPU)
-    assert loading.home_of(parameter) is None
+    assert homes.home_of(parameter) is None
 
 
 def test_a_torch_parameter_whose_data_was_replaced_has_no_home() -> None:
     parameter = nn.Parameter(torch.zeros(3))
     home = numbers(3)
-    setattr(parameter, loading._HOME, loading.Home(home, parameter.data_ptr()))
-    assert loading.home_of(parameter) is home
+    homes.remember(parameter, home)
+    assert homes.home_of(parameter) is home
     parameter.data = torch.zeros(3)
-    assert loading.home_of(parameter) is None
+    assert homes.home_of(parameter) is None
 
 
 def test_what_arrived_as_another_type_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     module = shared_linear(store, path, slots[0])
     parameter = OnDevice(module.weight.data.to(GPU, torch.float16), 4096)
     loading.after_move([(parameter, module.weight.data)])
-    assert loading.home_of(parameter) is None
+    assert homes.home_of(parameter) is None
 
 
 def test_what_did_not_leave_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     module = shared_linear(store, path, slots[0])
     loading.after_move([(module.weight, module.weight.data)])
-    assert loading.home_of(module.weight) is None
+    assert homes.home_of(module.weight) is None
 
 
 def test_who_writes_gets_memory_of_its_own(store: Store, slots: tuple[Slot, ...], path: str) -> None:
@@ -163,7 +164,7 @@ def test_who_writes_gets_memory_of_its_own(store: Store, slots: tuple[Slot, ...]
 def test_who_writes_on_the_device_forgets_its_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     parameter, _ = gone(store, path, slots[0])
     loading.before_write(parameter)
-    assert loading.home_of(parameter) is None
+    assert homes.home_of(parameter) is None
     loading.before_write(parameter)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from comfy_parallel import patches
 from comfy_parallel.patching import Patch, PatchSet
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import loading
+from comfy_parallel.weights import homes, loading
 from comfy_parallel.weights.memory import is_shared, origin_of
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
@@ -344,7 +344,7 @@ def test_a_weight_on_a_device_is_backed_up_from_home(host: Any, store: Store, sl
     linear = shared_linear(store, path, slot)
     home = linear.weight.data
     model = SimpleNamespace(weight=nn.Parameter(numbers(6, 4)))  # where it was copied to
-    setattr(model.weight, loading._HOME, loading.Home(home, model.weight.data_ptr()))
+    homes.remember(model.weight, home)
     patcher = host.ModelPatcher(model, "weight")
     patcher.patch_weight_to_device("weight")
     assert not is_shared(patcher.seen[0][0])
@@ -372,13 +372,17 @@ def test_a_weight_that_hooks_change_gets_memory_of_its_own(
 
 @pytest.mark.parametrize("name", ["unet_inital_load_device", "text_encoder_initial_device"])
 def test_slots_make_their_models_on_the_cpu(store: Store, slot: Slot, name: str) -> None:
-    initial_device = wrapper(f"comfy.model_management:{name}")(lambda *args, **options: (args, options))
+    gpu = torch.device("cuda:0")
+    initial_device = wrapper(f"comfy.model_management:{name}")(lambda device, *, model_size=0: device)
     with entered(slot):
-        assert initial_device(1, 2, model_size=3) == CPU
-    assert initial_device(1, 2, model_size=3) == ((1, 2), {"model_size": 3})
+        assert initial_device(CPU, model_size=3) == CPU
+        made_on = initial_device(gpu, model_size=3)
+        assert torch.empty(1, device=made_on).device == CPU
+        assert made_on != CPU, "the host loads a model at once that it did not make on the CPU"
+    assert initial_device(gpu) == gpu
     loading.use(None)
     with entered(slot):
-        assert initial_device(1, 2) == ((1, 2), {})
+        assert initial_device(gpu) == gpu
 
 
 def test_shared_memory_is_not_pinned(store: Store, slot: Slot, path: str) -> None:

@@ -1,0 +1,216 @@
+"""Shared weights on their way to the GPUs and back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from comfy_parallel.slot import Slot, entered
+from comfy_parallel.weights import homes, peers, pins, transfers
+from comfy_parallel.weights.memory import is_shared, origin_of
+from comfy_parallel.weights.store import Store
+from tests.fakes import make_slots
+from tests.gpu.conftest import MakeGpuServer
+from tests.host.test_parity import images_of
+from tests.host.workflows import txt2img
+from tests.unit.weight_samples import bits, numbers, read, torch_store, write
+
+pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
+
+CHUNK = 64 << 10
+ROWS = 1 << 17  # of 4 numbers each: 2 MiB
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(num_gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "CHUNK", CHUNK)
+
+
+@pytest.fixture
+def two_slots() -> tuple[Slot, ...]:
+    return make_slots("cuda:0", "cuda:1")
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    return torch_store(monkeypatch)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return write(tmp_path / "a.safetensors", weight=numbers(ROWS, 4), bias=numbers(ROWS))
+
+
+@pytest.fixture
+def without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: False)
+
+
+def moved(store: Store, path: str, slot: Slot) -> nn.Linear:
+    """A module that a slot has loaded and moved to its GPU."""
+    with entered(slot), torch.device("meta"):
+        module = nn.Linear(4, ROWS)
+    module.to_empty(device="cpu")
+    with entered(slot), torch.cuda.device(slot.device):
+        module.load_state_dict(read(store, path))
+        assert is_shared(module.weight)
+        return module.to(slot.device)
+
+
+def assert_right(module: nn.Linear, slot: Slot) -> None:
+    assert (str(module.weight.device), str(module.bias.device)) == (slot.device, slot.device)
+    assert bits(module.weight.cpu()) == bits(numbers(ROWS, 4))
+    assert bits(module.bias.cpu()) == bits(numbers(ROWS))
+
+
+SIZE = ROWS * 5 * 4
+
+
+def test_pinned_memory_is_copied(store: Store, path: str, two_slots: tuple[Slot, ...], without_peers: None) -> None:
+    for slot in two_slots:
+        assert_right(moved(store, path, slot), slot)
+        assert transfers.bytes_from(slot) == {"pinned": SIZE, "staged": 0, "peer": 0}
+    (file,) = store.files()
+    assert file.pinned_bytes == file.identity.size == store.used_bytes
+
+
+def test_without_a_budget_buffers_carry(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
+    store.budget_bytes = 0
+    assert_right(moved(store, path, two_slots[0]), two_slots[0])
+    assert transfers.bytes_from(two_slots[0]) == {"pinned": 0, "staged": SIZE, "peer": 0}
+    assert store.used_bytes == 0
+
+
+def test_where_the_driver_refuses_buffers_carry(
+    store: Store, path: str, two_slots: tuple[Slot, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is not left for the next call to find."""
+    monkeypatch.setattr(pins, "_READ_ONLY", 0)  # It cannot register a read-only mapping for writing.
+    assert_right(moved(store, path, two_slots[0]), two_slots[0])
+    assert transfers.bytes_from(two_slots[0])["pinned"] == 0
+    assert torch.ones(3, device="cuda:0").sum().item() == 3
+
+
+def test_memory_that_is_not_pinned_any_more_is_not_used(
+    store: Store, path: str, two_slots: tuple[Slot, ...], without_peers: None
+) -> None:
+    module = moved(store, path, two_slots[0])
+    (file,) = store.files()
+    store.let_go(path)  # as when somebody overwrites it
+    assert file.pinned_bytes == 0
+    with entered(two_slots[0]):
+        assert_right(module.to("cpu").to(two_slots[0].device), two_slots[0])  # from the old bytes
+    assert transfers.bytes_from(two_slots[0]) == {"pinned": SIZE, "staged": SIZE, "peer": 0}
+    module = moved(store, path, two_slots[0])
+    assert_right(module, two_slots[0])
+
+
+def test_what_goes_is_not_pinned(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
+    module = moved(store, path, two_slots[0])
+    region = origin_of(homes.home_of(module.weight)).region  # type: ignore[union-attr]
+    address, size = region.address, min(CHUNK, region.size)
+    assert not pins._register(address, size)
+    del module, region
+    store.drop_unused()
+    assert store.used_bytes == 0
+    assert not store.files()
+
+
+@pytest.fixture
+def peers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.can_device_access_peer(0, 1):
+        pytest.skip("these GPUs do not reach each other's memory")
+    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: True)
+
+
+def test_another_gpu_is_copied_from(store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None) -> None:
+    first = moved(store, path, two_slots[0])
+    second = moved(store, path, two_slots[1])
+    assert transfers.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": SIZE}
+    for module, slot in zip((first, second), two_slots, strict=True):
+        assert_right(module, slot)
+        assert homes.home_of(module.weight) is not None
+
+
+def test_a_gpu_whose_copy_was_written_to_is_not_copied_from(
+    store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None
+) -> None:
+    first = moved(store, path, two_slots[0])
+    homes.forget(first.weight)
+    with torch.no_grad():
+        first.weight.mul_(2)
+    assert_right(moved(store, path, two_slots[1]), two_slots[1])
+    assert transfers.bytes_from(two_slots[1])["peer"] == ROWS * 4
+
+
+def test_who_writes_waits_for_who_copies(
+    store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers and readers race for a while; every reader gets all of the file's numbers."""
+    expected = numbers(ROWS, 4).to("cuda:1")
+    wrong = []
+    has_ended = threading.Event()
+
+    def write_again_and_again() -> None:
+        while not has_ended.is_set():
+            module = moved(store, path, two_slots[0])
+            time.sleep(0.002)
+            homes.forget(module.weight)
+            with torch.no_grad():
+                module.weight.fill_(-1)
+
+    writer = threading.Thread(target=write_again_and_again)
+    writer.start()
+    try:
+        for _ in range(150):
+            if not torch.equal(moved(store, path, two_slots[1]).weight, expected):
+                wrong.append(1)
+    finally:
+        has_ended.set()
+        writer.join()
+    assert transfers.bytes_from(two_slots[1])["peer"] > 10 * ROWS * 4
+    assert not wrong
+
+
+def test_many_slots_load_at_once(store: Store, path: str, num_gpus: int) -> None:
+    many = make_slots(*(f"cuda:{index % num_gpus}" for index in range(4)))
+
+    def load(slot: Slot) -> None:
+        for _ in range(20):
+            assert_right(moved(store, path, slot), slot)
+
+    with ThreadPoolExecutor(len(many)) as pool:
+        list(pool.map(load, many))
+    assert all(sum(transfers.bytes_from(slot).values()) == 20 * SIZE for slot in many)
+
+
+def copied_bytes(server: Any) -> list[dict[str, int]]:
+    return [slot["copied_bytes"] for slot in server.request("GET", "/parallel/weights")[1]["slots"]]
+
+
+def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_server: MakeGpuServer, num_gpus: int) -> None:
+    workflow = txt2img(7, width=256, height=256, steps=3)
+    stock = make_gpu_server(slots=None)
+    pinned = make_gpu_server(slots="")
+    staged = make_gpu_server(slots="", env={"COMFY_PARALLEL_RAM_GB": "0.01"})
+    off = make_gpu_server(slots="", env={"COMFY_PARALLEL_WEIGHTS": "off"})
+    expected = images_of(stock, stock.run(workflow))
+    for server in (pinned, staged, off):
+        for slot in range(num_gpus):
+            assert images_of(server, server.run(workflow, slot)) == expected
+    assert copied_bytes(pinned)[0]["pinned"] > 100 << 20
+    assert sum(copied_bytes(pinned)[1].values()) == copied_bytes(pinned)[0]["pinned"]
+    assert [slot["pinned"] for slot in copied_bytes(staged)] == [0] * num_gpus
+    assert copied_bytes(staged)[0]["staged"] == copied_bytes(pinned)[0]["pinned"]
+    assert copied_bytes(off) == []
+    pinned.request("POST", "/free", {"unload_models": True})
+    again = txt2img(8, width=256, height=256, steps=3)
+    assert images_of(pinned, pinned.run(again, 0)) == images_of(stock, stock.run(again))
+    assert copied_bytes(pinned)[0]["pinned"] + copied_bytes(pinned)[0]["peer"] > 1.5 * copied_bytes(staged)[0]["staged"]

@@ -1,0 +1,414 @@
+"""How shared weights are copied to a GPU, with stand-ins for the driver and the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from comfy_parallel.slot import Slot, entered
+from comfy_parallel.weights import homes, loading, peers, pins, transfers
+from comfy_parallel.weights.memory import Span
+from comfy_parallel.weights.store import Store
+from tests.fakes import make_slots
+from tests.unit.weight_samples import GIB, bits, collect, numbers, read, torch_store, write
+
+pytestmark = pytest.mark.timeout(30)
+
+CPU = torch.device("cpu")
+CHUNK = 4096
+ROWS = 1500  # of 4 numbers each: 24,000 bytes
+
+
+class Driver:
+    """CUDA's registrations. `refused` are the numbers of those that it refuses."""
+
+    def __init__(self) -> None:
+        self.registered: dict[int, int] = {}
+        self.refused: set[int] = set()
+        self.cleared = 0
+        self._calls = 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802 - CUDA's name
+        assert flags == 8
+        self._calls += 1
+        if self._calls - 1 in self.refused:
+            return 801
+        assert not any(start < address + size and address < start + length for start, length in self.registered.items())
+        self.registered[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        return 0 if self.registered.pop(address, None) else 713
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+
+class Stream:
+    """Of a GPU. `queued` copies are done when it is waited for."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def record_event(self) -> Stream:
+        return self
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setattr(pins, "_driver", lambda: driver)
+    monkeypatch.setattr(pins, "_clear_error", driver.clear)
+    monkeypatch.setattr(pins, "CHUNK", CHUNK)
+    return driver
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
+    return stream
+
+
+@pytest.fixture
+def slot() -> Slot:
+    return make_slots("cuda:0")[0]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    return torch_store(monkeypatch)
+
+
+@pytest.fixture
+def module(driver: Driver, store: Store, slot: Slot, tmp_path: Path) -> Iterator[nn.Linear]:
+    module = nn.Linear(4, ROWS)
+    path = write(tmp_path / "a.safetensors", weight=numbers(ROWS, 4), bias=numbers(ROWS))
+    with entered(slot):
+        module.load_state_dict(read(store, path))
+        yield module
+    for parameter in module.parameters():
+        homes.forget(parameter)
+        parameter.data = torch.empty(0)
+    collect()
+    store.drop_unused()
+
+
+def pairs(module: nn.Linear) -> list[tuple[Any, Any]]:
+    return [(parameter, parameter.data) for parameter in module.parameters()]
+
+
+def copy(store: Store, module: nn.Linear) -> None:
+    """As if the CPU were the GPU that the module moves to."""
+    with transfers.complete():
+        transfers.move(pairs(module), CPU, store.may_pin)
+    assert bits(module.weight) == bits(numbers(ROWS, 4))
+    assert bits(module.bias) == bits(numbers(ROWS))
+
+
+SIZE = ROWS * 5 * 4
+
+
+class NotThisOne:
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("not this one")
+
+
+# Pinned, in chunks.
+
+
+def test_all_is_copied_from_chunks_that_are_pinned_once(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, slot: Slot
+) -> None:
+    before = dict(pairs(module))
+    copy(store, module)
+    file_size = store.files()[0].identity.size
+    assert sorted(driver.registered.values(), reverse=True) == [*[CHUNK] * (file_size // CHUNK), file_size % CHUNK]
+    assert store.files()[0].pinned_bytes == file_size
+    assert transfers.bytes_from(slot) == {"pinned": SIZE, "staged": 0, "peer": 0}
+    for parameter, tensor in before.items():
+        assert parameter.data_ptr() != tensor.data_ptr()
+        homes.send_home(parameter)
+        assert parameter.data_ptr() == tensor.data_ptr()
+    copy(store, module)
+    assert sum(driver.registered.values()) == file_size
+
+
+def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store, module: nn.Linear) -> None:
+    with transfers.complete():
+        with transfers.complete():
+            transfers.move(pairs(module), CPU, store.may_pin)
+        assert stream.waits == 0
+    assert stream.waits == 1
+
+
+def test_they_are_waited_for_after_an_error(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "_BATCH", 1)
+    with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
+        transfers.move([*pairs(module), (module.weight, NotThisOne())], CPU, store.may_pin)
+    assert stream.waits == 1
+
+
+@pytest.mark.parametrize("refused", [{0}, {3}, {1, 2, 7}, set(range(100))], ids=str)
+def test_what_the_driver_refuses_goes_through_buffers(
+    driver: Driver,
+    stream: Stream,
+    store: Store,
+    module: nn.Linear,
+    slot: Slot,
+    refused: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfers, "_BUFFER", 1000)
+    driver.refused = refused
+    copy(store, module)
+    moved = transfers.bytes_from(slot)
+    assert moved["pinned"] + moved["staged"] == SIZE
+    assert moved["staged"] > 0
+    assert (moved["pinned"] == 0) == (refused == set(range(100)))
+    assert driver.cleared == min(len(refused), -(-store.files()[0].identity.size // CHUNK))
+
+
+def test_the_next_chunk_is_pinned_while_the_last_is_copied(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = []
+    original = torch._foreach_copy_
+
+    def queue(targets: Any, sources: Any, **options: Any) -> None:
+        registered.append(len(driver.registered))
+        original(targets, sources, **options)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", queue)
+    copy(store, module)
+    assert registered == list(range(1, len(driver.registered) + 1))
+
+
+def test_a_stream_that_reads_is_waited_for_before_memory_is_given_up(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, slot: Slot
+) -> None:
+    tensors = pairs(module)
+    copy(store, module)
+    waits = stream.waits
+    store.let_go(store.files()[0].path)
+    assert stream.waits == waits + 1
+    assert driver.registered == {}
+    for parameter, _ in tensors:
+        homes.send_home(parameter)
+    copy(store, module)
+    assert driver.registered == {}
+    assert transfers.bytes_from(slot)["staged"] == SIZE
+
+
+def test_a_region_that_goes_is_unpinned_first(driver: Driver, stream: Stream, store: Store, module: nn.Linear) -> None:
+    copy(store, module)
+    assert driver.registered
+    for parameter in module.parameters():
+        homes.forget(parameter)
+    collect()
+    store.drop_unused()
+    assert driver.registered == {}
+    assert store.files() == []
+
+
+def test_pieces_end_where_chunks_end(driver: Driver) -> None:
+    assert list(pins.pieces(10, 2 * CHUNK)) == [(10, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, 2 * CHUNK + 10)]
+    assert list(pins.pieces(CHUNK, CHUNK)) == [(CHUNK, 2 * CHUNK)]
+    assert list(pins.pieces(5, 0)) == []
+
+
+def test_the_kernel_is_told_ahead_of_what_is_pinned(driver: Driver) -> None:
+    told: list[tuple[int, int]] = []
+    memory = pins.Pins(1 << 20, 2 * CHUNK + 100, lambda start, length: told.append((start, length)))
+    memory.read([(0, 0, 2 * CHUNK + 100)], Stream(), lambda size: True, lambda pieces: None)
+    assert told == [(0, 2 * CHUNK), (CHUNK, CHUNK + 100), (2 * CHUNK, 100)]
+
+
+# The budget.
+
+
+def test_what_is_pinned_counts(driver: Driver, stream: Stream, store: Store, module: nn.Linear) -> None:
+    store.budget_bytes = 3 * CHUNK
+    copy(store, module)
+    assert store.used_bytes == sum(driver.registered.values()) == 3 * CHUNK
+
+
+def test_what_nobody_uses_makes_room(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, slot: Slot, tmp_path: Path
+) -> None:
+    copy(store, module)
+    first = store.files()[0]
+    store.budget_bytes = first.identity.size + CHUNK
+    for parameter in module.parameters():
+        homes.forget(parameter)
+    other = nn.Linear(4, ROWS)
+    other.load_state_dict(read(store, write(tmp_path / "b.safetensors", weight=numbers(ROWS, 4), bias=numbers(ROWS))))
+    collect()
+    copy(store, other)
+    assert first.pinned_bytes == 0
+    assert transfers.bytes_from(slot) == {"pinned": 2 * SIZE, "staged": 0, "peer": 0}
+    assert [Path(file.path).name for file in store.files()] == ["b.safetensors"]
+
+
+def test_an_outdated_file_that_nobody_uses_goes(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, tmp_path: Path
+) -> None:
+    copy(store, module)
+    store.let_go(store.files()[0].path)
+    for parameter in module.parameters():
+        homes.forget(parameter)
+    collect()
+    store.keep_to_budget()
+    assert store.files() == []
+
+
+def test_conversions_are_pinned_but_count_once(
+    driver: Driver, stream: Stream, store: Store, slot: Slot, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c.safetensors", weight=numbers(ROWS, 4), bias=numbers(ROWS))
+    half = nn.Linear(4, ROWS, dtype=torch.float16)
+    with entered(slot):
+        half.load_state_dict(read(store, path))
+        with transfers.complete():
+            transfers.move(pairs(half), CPU, store.may_pin)
+        assert bits(half.weight) == bits(numbers(ROWS, 4, dtype=torch.float16))
+        (file,) = store.files()
+        assert file.pinned_bytes > 0
+        assert store.used_bytes == file.converted_bytes
+
+
+# Moves by torch and by the host.
+
+
+def test_a_model_that_is_loaded_whole_is_copied_but_for_its_patched_weights(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, slot: Slot
+) -> None:
+    bias = module.bias.data
+    with transfers.complete():
+        loading.load_ahead(store, nn.Sequential(module), CPU, {"0.bias": []})
+    assert homes.home_of(module.weight) is not None
+    assert module.bias.data_ptr() == bias.data_ptr()
+    assert transfers.bytes_from(slot)["pinned"] == ROWS * 16
+
+
+def test_only_modules_with_tensors_elsewhere_are_moved() -> None:
+    inside, buffered, grown = nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)
+    model = nn.Sequential(inside, nn.Sequential(buffered, grown))
+    assert loading.modules_elsewhere(model, CPU) == []
+    grown.weight.grad = torch.zeros(2, 2)
+    assert loading.modules_elsewhere(model, CPU) == [grown]
+    buffered.running_mean = torch.zeros(2, device="meta")
+    assert loading.modules_elsewhere(model, CPU) == [buffered, grown]
+    assert set(loading.modules_elsewhere(model, torch.device("meta"))) == {inside, buffered, grown}
+
+
+def test_a_module_that_moves_in_its_own_way_does_so() -> None:
+    class Own(nn.Linear):
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            return super()._apply(fn, recurse)
+
+    model = nn.Sequential(nn.Linear(2, 2), Own(2, 2))
+    assert loading.modules_elsewhere(model, CPU) == [model]
+
+
+def test_parameters_are_told_once_and_in_order() -> None:
+    tied = nn.Linear(3, 3)
+    model = nn.Sequential(tied, nn.Linear(3, 3, bias=False), tied)
+    assert [id(p) for p in loading.parameters_of(model)] == [id(p) for p in model.parameters()]
+
+
+# From other GPUs.
+
+
+class OnGpu:
+    """A parameter with its numbers on some GPU."""
+
+    def __init__(self, tensor: Any, gpu: int) -> None:
+        self.data = SimpleNamespace(
+            data_ptr=lambda: 4096, is_cuda=True, device=SimpleNamespace(type="cuda", index=gpu), owner=self
+        )
+        self.dtype, self.shape, self.device = tensor.dtype, tensor.shape, self.data.device
+
+    def data_ptr(self) -> int:
+        return 4096
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is copied between GPUs."""
+    queued: list[Any] = []
+    monkeypatch.setattr(peers, "copy", queued.extend)
+    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: source != target)
+    return queued
+
+
+def lent(tensor: Any, gpu: int, arrival: homes.Arrival) -> OnGpu:
+    parameter = OnGpu(tensor, gpu)
+    homes.remember(parameter, tensor)
+    homes.lend([(parameter, homes.place_of(tensor))], arrival)
+    return parameter
+
+
+def target_on(gpu: int) -> Any:
+    return SimpleNamespace(device=SimpleNamespace(index=gpu))
+
+
+def test_another_gpu_is_copied_from_once_its_copy_is_complete(queued: list[Any], module: nn.Linear) -> None:
+    tensor, arrival, target = module.weight.data, homes.Arrival(), target_on(1)
+    holder = lent(tensor, 0, arrival)
+    assert homes.borrow([homes.place_of(tensor)], [target]) == {}
+    arrival.is_over = True
+    assert homes.borrow([homes.place_of(tensor)], [target]) == {0: holder.data}
+    assert queued == [(holder.data, target)]
+
+
+def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], module: nn.Linear) -> None:
+    weight, arrival = module.weight.data, homes.Arrival(is_over=True)
+    holder = lent(weight, 0, arrival)
+    region, span = homes.place_of(weight)
+    assert homes.borrow([(region, span)], [target_on(0)]) == {}, "it is the same GPU"
+    assert homes.borrow([homes.place_of(module.bias.data)], [target_on(1)]) == {}
+    assert homes.borrow([(region, Span(span.offset, torch.int32, span.shape, span.stride))], [target_on(1)]) == {}
+    assert homes.borrow([(region, span)], [target_on(1)]) == {0: holder.data}
+
+
+@pytest.mark.parametrize("happens", ["forgotten", "replaced", "home", "gone"])
+def test_nobody_copies_from_what_is_no_copy_any_more(
+    queued: list[Any], module: nn.Linear, happens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(peers, "wait_for_readers", waited.append)
+    tensor = module.weight.data
+    holder = lent(tensor, 0, homes.Arrival(is_over=True))
+    if happens == "forgotten":
+        homes.forget(holder)
+    elif happens == "replaced":
+        holder.data.data_ptr = lambda: 8192
+    elif happens == "home":
+        homes.send_home(holder)
+        assert holder.data is tensor
+    else:
+        del holder
+        collect()
+    assert homes.borrow([homes.place_of(tensor)], [target_on(1)]) == {}
+    assert waited == ([0] if happens == "forgotten" else [])
+    assert queued == []
+
+
+def test_a_budget_of_gigabytes_is_no_limit_here(store: Store) -> None:
+    assert store.may_pin(GIB)
+    assert not store.may_pin(GIB + 1)
