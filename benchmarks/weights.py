@@ -85,7 +85,7 @@ def gpu_models(comfyui: Path, models: Path) -> Path:
 def started(comfyui: Path, models: Path, devices: list[str], slots: str | None) -> Iterator[HostServer]:
     """A host on all of these devices, or, where `slots` is None, stock on the first."""
     is_cpu = devices[0] == "cpu"
-    env = {} if is_cpu else {"OMP_NUM_THREADS": "4", "COMFY_PARALLEL_RAM_GB": RAM_GB}
+    env = {} if is_cpu else {"OMP_NUM_THREADS": "4", "COMFY_PARALLEL_WEIGHTS": "map", "COMFY_PARALLEL_RAM_GB": RAM_GB}
     if not is_cpu and slots is None:
         env["CUDA_VISIBLE_DEVICES"] = devices[0].partition(":")[2]
     with tempfile.TemporaryDirectory() as base:

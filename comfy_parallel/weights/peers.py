@@ -22,7 +22,7 @@ def copy(pairs: Iterable[tuple[Any, Any]]) -> None:
     for source, target in pairs:
         by_devices.setdefault((source.device.index, target.device.index), []).append((source, target))
     for devices, together in by_devices.items():
-        with torch.cuda.stream(_stream(*devices)):
+        with torch.cuda.stream(_stream(*devices)), torch.inference_mode():  # Tensors of both kinds may be written to.
             sources, targets = zip(*together, strict=True)
             torch._foreach_copy_(targets, sources, non_blocking=True)
 

@@ -125,13 +125,15 @@ def _copy_from_ram(
 
     def queue(pieces: list[Piece]) -> None:
         sources = [_part(tensors, piece) for piece in pieces]
-        torch._foreach_copy_([_part(copies, piece) for piece in pieces], sources, non_blocking=True)
+        with torch.inference_mode():  # Tensors of both kinds may be written to.
+            torch._foreach_copy_([_part(copies, piece) for piece in pieces], sources, non_blocking=True)
         queued.bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
     for piece in region.pins.read(ranges, stream, may_pin, queue):
         if queued.staging is None:
             queued.staging = _Staging()
-        queued.staging.copy(_part(tensors, piece), _part(copies, piece), stream)
+        with torch.inference_mode():
+            queued.staging.copy(_part(tensors, piece), _part(copies, piece), stream)
         queued.bytes_from["staged"] += piece[2] - piece[1]
 
 

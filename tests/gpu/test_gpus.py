@@ -228,10 +228,11 @@ def test_stock_on_one_gpu_gives_the_same_in_any_order(
     assert differing(parity_jobs, stock_run, stock_in_order(make_gpu_server, parity_jobs[::-1])) == []
 
 
+@pytest.mark.parametrize("weights", ["map", "off"])
 def test_images_are_those_of_stock_on_one_gpu(
-    make_gpu_server: MakeGpuServer, num_gpus: int, parity_jobs: list[Job], stock_run: Run
+    make_gpu_server: MakeGpuServer, num_gpus: int, parity_jobs: list[Job], stock_run: Run, weights: str
 ) -> None:
-    server = warmed_up(make_gpu_server(slots=""), num_gpus)
+    server = warmed_up(make_gpu_server(slots="", env={"COMFY_PARALLEL_WEIGHTS": weights}), num_gpus)
     found = run_jobs(server, parity_jobs)
     server.stop()
     assert {entry["gpu_id"] for entry in found.entries.values()} == set(range(num_gpus))

@@ -25,6 +25,7 @@ from tests.unit.weight_samples import bits, numbers, read, torch_store, write
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
 
 CHUNK = 64 << 10
+MAP = {"COMFY_PARALLEL_WEIGHTS": "map"}
 ROWS = 1 << 17  # of 4 numbers each: 2 MiB
 
 
@@ -198,8 +199,8 @@ def copied_bytes(server: Any) -> list[dict[str, int]]:
 def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_server: MakeGpuServer, num_gpus: int) -> None:
     workflow = txt2img(7, width=256, height=256, steps=3)
     stock = make_gpu_server(slots=None)
-    pinned = make_gpu_server(slots="")
-    staged = make_gpu_server(slots="", env={"COMFY_PARALLEL_RAM_GB": "0.01"})
+    pinned = make_gpu_server(slots="", env=MAP)
+    staged = make_gpu_server(slots="", env={**MAP, "COMFY_PARALLEL_RAM_GB": "0.01"})
     off = make_gpu_server(slots="", env={"COMFY_PARALLEL_WEIGHTS": "off"})
     expected = images_of(stock, stock.run(workflow))
     for server in (pinned, staged, off):
