@@ -353,6 +353,7 @@ def test_queue_all(server: HostServer) -> None:
         assert {name: queue.pop(name) for name in ("queue_running", "queue_pending")} == scoped[slot]
         assert queue == {
             "gpu_id": slot,
+            "graphs": None,
             "device": "cpu",
             "device_name": "cpu",
             "state": ["running", "idle", "running"][slot],
