@@ -14,13 +14,16 @@ import functools
 import json
 import math
 import os
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.host.checkpoint import UNET_CONFIG, WEIGHT_GAIN, enter_host
+from tests.host.shapes import FLUX, SDXL
 
 if TYPE_CHECKING:
     import torch
@@ -33,36 +36,6 @@ SD15: dict[str, Any] = {
     "channel_mult": [1, 2, 4, 4],
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-}
-SDXL: dict[str, Any] = {
-    **{name: value for name, value in UNET_CONFIG.items() if name != "num_heads"},
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-    "num_head_channels": 64,
-    "context_dim": 2048,
-    "use_linear_in_transformer": True,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-}
-FLUX: dict[str, Any] = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
-    "hidden_size": 3072,
-    "mlp_ratio": 4.0,
-    "num_heads": 24,
-    "depth": 19,
-    "depth_single_blocks": 38,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "qkv_bias": True,
-    "guidance_embed": True,
 }
 VAE: dict[str, Any] = {
     "double_z": True,
@@ -165,6 +138,14 @@ def random_run() -> torch.Tensor:
     import torch
 
     return torch.randn(RUN_LENGTH, generator=torch.Generator().manual_seed(1))
+
+
+def start_making(comfyui: Path, models_dir: Path, names: Iterable[str]) -> list[subprocess.Popen[bytes]]:
+    """Start making these models, all at once, in a models directory that servers may look at already."""
+    for folder in ("checkpoints", "diffusion_models", "vae"):
+        (models_dir / folder).mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, str(comfyui), str(models_dir)]
+    return [subprocess.Popen([*command, name]) for name in names]
 
 
 def main() -> None:

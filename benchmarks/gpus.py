@@ -20,7 +20,7 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
 from tests.host.models import cached_models
-from tests.host.server import HostServer
+from tests.host.server import HostServer, without_front_end
 from tests.host.workflows import txt2img
 
 JOBS_PER_SLOT = 20
@@ -58,9 +58,7 @@ def measure(comfyui: Path) -> None:
 def images_per_second(comfyui: Path, models: Path, *, slots: str | None, jobs: int) -> float:
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "models").symlink_to(models, target_is_directory=True)
-        (Path(base) / "front_end").mkdir()
-        (Path(base) / "front_end" / "index.html").write_text("<html></html>")
-        args = ["--front-end-root", str(Path(base) / "front_end")]
+        args = without_front_end(Path(base) / "front_end")
         env = {"OMP_NUM_THREADS": "4"}
         with HostServer(comfyui, Path(base), slots=slots, env=env, args=args, is_cpu=False) as server:
             warm = [server.submit(job(seed))["prompt_id"] for seed in range(4 if slots is None else 16)]

@@ -30,14 +30,15 @@ from typing import Any
 REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
+from full_size import start_making
+
 from tests.host import graph_cases
 from tests.host.models import cached_shapes
-from tests.host.server import HostServer, HostServerError
+from tests.host.server import HostServer, HostServerError, without_front_end
 from tests.host.workflows import Workflow, node, txt2img
 
 POLL_S = 0.05
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-MAKER = Path(__file__).with_name("full_size.py")
 END_S = 15  # what stopping the servers and printing may take
 DEFAULTS_S = 60  # what starting N more stock processes and a first job may take
 Use = tuple[HostServer, int | None]  # a server and the slot to send jobs to
@@ -176,19 +177,11 @@ def flux(seed: int, *, width: int = 1024) -> Workflow:
     }
 
 
-def make_models(options: argparse.Namespace, models_dir: Path) -> list[subprocess.Popen[bytes]]:
-    """Starts making the full-size models, all at once."""
-    command = [sys.executable, str(MAKER), str(options.comfyui), str(models_dir)]
-    return [subprocess.Popen([*command, name]) for name in options.models]
-
-
 @contextmanager
 def all_servers(options: argparse.Namespace, work_dir: Path, models_dir: Path) -> Iterator[Servers]:
     """Started at once, each with an empty base directory."""
     is_cpu = options.devices[0] == "cpu"
-    (work_dir / "front_end").mkdir()
-    (work_dir / "front_end" / "index.html").write_text("<html></html>")
-    args = ["--front-end-root", str(work_dir / "front_end")]
+    args = without_front_end(work_dir / "front_end")
 
     def make(name: str, slots: str | None, **env: str | None) -> HostServer:
         base = work_dir / name
@@ -234,9 +227,7 @@ def measure_all(
         models_dir, makers = cached_shapes(options.comfyui, cache), []
     else:
         models_dir = work_dir / "models"
-        makers = make_models(options, models_dir)
-        for folder in ("checkpoints", "diffusion_models", "vae"):
-            (models_dir / folder).mkdir(parents=True, exist_ok=True)
+        makers = start_making(options.comfyui, models_dir, options.models)
     try:
         servers = stack.enter_context(all_servers(options, work_dir, models_dir))
         print(f"servers started after {time.monotonic() - began:.0f} s", flush=True)

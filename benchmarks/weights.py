@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from full_size import start_making
+
 from tests.host.models import cached_models
-from tests.host.server import HostServer
+from tests.host.server import HostServer, without_front_end
 from tests.host.workflows import Workflow, node, txt2img
 
 CPU_MODELS = ("a.safetensors", "wide.safetensors")  # a small one and a large one
@@ -35,7 +36,6 @@ LOADED = {
     "sdxl": node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
     "flux": node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
 }
-MAKER = Path(__file__).with_name("full_size.py")
 SWITCHES = 6
 ROUNDS = 2
 RAM_GB = "64"  # for the Flux-shaped model's 24 GB and the others
@@ -71,11 +71,7 @@ def cpu_models(comfyui: Path) -> Path:
 
 
 def gpu_models(comfyui: Path, models: Path) -> Path:
-    for folder in ("checkpoints", "diffusion_models", "vae"):
-        (models / folder).mkdir()
-    command = [sys.executable, str(MAKER), str(comfyui), str(models)]
-    makers = [subprocess.Popen([*command, name]) for name in ("sd15", "sdxl", "flux")]
-    codes = [maker.wait() for maker in makers]
+    codes = [maker.wait() for maker in start_making(comfyui, models, ("sd15", "sdxl", "flux"))]
     if any(codes):
         raise RuntimeError("models could not be made")
     return models
@@ -90,10 +86,7 @@ def started(comfyui: Path, models: Path, devices: list[str], slots: str | None) 
         env["CUDA_VISIBLE_DEVICES"] = devices[0].partition(":")[2]
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "models").symlink_to(models, target_is_directory=True)
-        front_end = Path(base) / "front_end"
-        front_end.mkdir()
-        (front_end / "index.html").write_text("<html></html>")
-        args = ["--front-end-root", str(front_end)]
+        args = without_front_end(Path(base) / "front_end")
         with HostServer(comfyui, Path(base), slots=slots, args=args, env=env, is_cpu=is_cpu) as server:
             yield server
 

@@ -99,7 +99,10 @@ def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]
         leaving = before_move(store, module, device, dtype)
         try:
             if device is not None and device.type == "cuda":
-                _move(store, [pair for pair in leaving if dtype in (None, pair[1].dtype)], device)
+                pairs = [
+                    (p, tensor) for p, tensor in leaving if p.device.type == "cpu" and dtype in (None, tensor.dtype)
+                ]
+                transfers.move(pairs, device, store.may_pin)
             yield
         finally:
             after_move(leaving)
@@ -108,9 +111,8 @@ def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]
 def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
     skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    parameters = [parameter for parameter in parameters_of(model) if id(parameter) not in skipped]
-    shared = [p for p in parameters if p.device.type == "cpu" and _is_plain_parameter(p) and is_shared(p.data)]
-    _move(store, [(parameter, parameter.data) for parameter in shared], device)
+    parameters = [p for p in parameters_of(model) if id(p) not in skipped and _is_plain_parameter(p)]
+    transfers.move([(p, p.data) for p in parameters if is_shared(p.data)], device, store.may_pin)
 
 
 def parameters_of(module: Any) -> list[Any]:
@@ -136,10 +138,6 @@ def modules_elsewhere(module: Any, device: Any) -> list[Any]:
         if not is_there or any(parameter.grad is not None for parameter in parameters):
             elsewhere.append(part)
     return elsewhere
-
-
-def _move(store: Store, pairs: list[tuple[Any, Any]], device: Any) -> None:
-    transfers.move([pair for pair in pairs if pair[0].device.type == "cpu"], device, store.may_pin)
 
 
 def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tuple[Any, Any]]:

@@ -9,8 +9,6 @@ from typing import Any
 
 _PROBE = 64 << 20
 _ROUNDS = 3
-
-
 _streams: dict[tuple[int, int], Any] = {}
 
 

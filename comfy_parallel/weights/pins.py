@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 CHUNK = 256 << 20
-Piece = tuple[int, int, int]
+Piece = tuple[int, int, int]  # of tensor number …, from byte … to byte …
 _READ_ONLY = 8  # cudaHostRegisterReadOnly, CUDA Runtime API, "Memory Management"
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
 from comfy_parallel.weights.homes import Arrival, Place
+from comfy_parallel.weights.pins import Piece
 
 _BATCH = 128 << 20
 _BUFFER = 32 << 20
-Piece = tuple[int, int, int]  # of tensor number …, from byte … to byte …
 
 
 class _Queued:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.host.models import cached_shapes
-from tests.host.server import HostServer
+from tests.host.server import HostServer, without_front_end
 
 MakeGpuServer = Callable[..., HostServer]
 
@@ -38,15 +38,14 @@ def make_gpu_server(
     num_gpus: int, host_dir: Path, gpu_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakeGpuServer]:
     """Starts hosts on the GPUs; `slots=None` is stock, `slots=""` all visible GPUs."""
-    front_end = tmp_path_factory.mktemp("front_end")
-    (front_end / "index.html").write_text("<html></html>")
+    no_front_end = without_front_end(tmp_path_factory.mktemp("front_end"))
 
     with ExitStack() as started:
 
         def make(**options: Any) -> HostServer:
             base = tmp_path_factory.mktemp("host")
             (base / "models").symlink_to(gpu_models, target_is_directory=True)
-            args = ["--front-end-root", str(front_end), *options.pop("args", [])]
+            args = [*no_front_end, *options.pop("args", [])]
             return started.enter_context(HostServer(host_dir, base, is_cpu=False, args=args, **options))
 
         yield make

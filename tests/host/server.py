@@ -31,6 +31,13 @@ POLL_S = 0.05
 LOG_TAIL_CHARS = 6000
 
 
+def without_front_end(directory: Path) -> list[str]:
+    """Arguments for a host that has no front end installed. Makes `directory` and an empty page in it."""
+    directory.mkdir(exist_ok=True)
+    (directory / "index.html").write_text("<html></html>")
+    return ["--front-end-root", str(directory)]
+
+
 class HostServerError(RuntimeError):
     """The host did not start, died, refused a job or did not finish it in time."""
 

@@ -22,10 +22,10 @@ from tests.host.checkpoint import UNET_CONFIG, enter_host, half, randomise, writ
 if TYPE_CHECKING:
     import torch
 
-SDXL_CONFIG: dict[str, Any] = {
+SDXL: dict[str, Any] = {
     **{name: value for name, value in UNET_CONFIG.items() if name != "num_heads"},
     "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 1, 1],  # SDXL: 1, 2, 4
+    "channel_mult": [1, 2, 4],
     "transformer_depth": [0, 0, 2, 2, 10, 10],
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
     "transformer_depth_middle": 10,
@@ -35,30 +35,32 @@ SDXL_CONFIG: dict[str, Any] = {
     "num_classes": "sequential",
     "adm_in_channels": 2816,
 }
-FLUX_CONFIG: dict[str, Any] = {
+FLUX: dict[str, Any] = {
     "image_model": "flux",
     "in_channels": 16,
     "out_channels": 16,
     "patch_size": 2,
-    "vec_in_dim": 64,  # Flux: 768
-    "context_in_dim": 64,  # Flux: 4096
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
     "hidden_size": 3072,
     "mlp_ratio": 4.0,
     "num_heads": 24,
-    "depth": 1,  # Flux: 19
-    "depth_single_blocks": 1,  # Flux: 38
+    "depth": 19,
+    "depth_single_blocks": 38,
     "axes_dim": [16, 56, 56],
     "theta": 10000,
     "qkv_bias": True,
     "guidance_embed": True,
 }
+SMALL_SDXL = {**SDXL, "channel_mult": [1, 1, 1]}
+SMALL_FLUX = {**FLUX, "vec_in_dim": 64, "context_in_dim": 64, "depth": 1, "depth_single_blocks": 1}
 
 
 def sdxl() -> torch.nn.Module:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    model: torch.nn.Module = UNetModel(**SDXL_CONFIG, operations=comfy.ops.disable_weight_init)
+    model: torch.nn.Module = UNetModel(**SMALL_SDXL, operations=comfy.ops.disable_weight_init)
     return model
 
 
@@ -67,7 +69,7 @@ def flux() -> torch.nn.Module:
     import torch
     from comfy.ldm.flux.model import Flux
 
-    model: torch.nn.Module = Flux(**FLUX_CONFIG, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    model: torch.nn.Module = Flux(**SMALL_FLUX, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     return model
 
 
