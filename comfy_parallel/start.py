@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from comfy_parallel import device, host, preload
@@ -76,7 +76,7 @@ def start_slots(front: Any) -> None:
     set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
     for slot in slots():
         front.add_slot(slot)
-    _share_weights(front, devices)
+    _share_weights(front)
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
@@ -93,8 +93,8 @@ def preload_files(server: Any) -> None:
         preload.submit(server, prompt, [slot.index for slot in slots()])
 
 
-def _share_weights(front: Any, devices: Sequence[str]) -> None:
-    mode = _config.weights or ("map" if set(devices) == {"cpu"} else "off")
+def _share_weights(front: Any) -> None:
+    mode = _config.weights or "map"
     if mode == "off":
         return
     if sys.platform != "linux":

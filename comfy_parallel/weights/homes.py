@@ -12,7 +12,8 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from comfy_parallel.weights import peers
-from comfy_parallel.weights.memory import Region, Span, origin_of, span_of
+from comfy_parallel.weights.memory import Region, origin_of, span_of
+from comfy_parallel.weights.spans import Span
 
 _HOME = "comfy_parallel_home"
 Place = tuple[Region, Span]

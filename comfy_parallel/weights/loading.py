@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from comfy_parallel.slot import SlotLocal, current_slot
 from comfy_parallel.weights import homes, ram, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
-from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, Span, is_shared
+from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
+from comfy_parallel.weights.spans import Span
 
 if TYPE_CHECKING:  # Linux only
     from comfy_parallel.weights.store import Store, WeightFile

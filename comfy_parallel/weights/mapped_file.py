@@ -11,7 +11,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from comfy_parallel.weights.leases import Leases
-from comfy_parallel.weights.memory import Region, Span, tensor_in
+from comfy_parallel.weights.memory import Region
+from comfy_parallel.weights.spans import Span, tensor_in
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class MappedFile(Region):
             with self.lock:
                 self.is_current = False
                 self.pins.close()
-                if self.users and not self.is_detached:
+                if self.is_used and not self.is_detached:
                     self._detach()
         finally:
             _leases.give_back(self.fd)

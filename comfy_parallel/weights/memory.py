@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import mmap
 import os
-import warnings
-from dataclasses import dataclass, replace
-from functools import partial
-from math import prod
+from dataclasses import replace
 from typing import Any
 from weakref import ref
 
 from comfy_parallel.weights.pins import Pins
+from comfy_parallel.weights.spans import Span, address_of, tensor_in
 
 ALIGNMENT = 64  # What torch's CPU kernels expect of memory of its own; sums may depend on it.
 _TAG = "comfy_parallel_origin"
 _PAGEMAP = "/proc/self/pagemap"
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # Linux, Documentation/admin-guide/mm/pagemap.rst
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A strided piece of a region: `offset` in bytes from its start."""
-
-    offset: int
-    dtype: Any
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @classmethod
-    def contiguous(cls, offset: int, dtype: Any, shape: tuple[int, ...]) -> Span:
-        return cls(offset, dtype, shape, tuple(prod(shape[index + 1 :]) for index in range(len(shape))))
-
-    @property
-    def is_contiguous(self) -> bool:
-        expected = 1
-        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
-            if size != 1 and step != expected:
-                return False
-            expected *= size
-        return True
 
 
 class Origin:
@@ -75,7 +49,7 @@ class Region:
         self._users: set[ref[Origin]] = set()
         self._private_views: set[ref[mmap.mmap]] = set()
         self._memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        self.pins = Pins(self.address, size, partial(self._memory.madvise, mmap.MADV_WILLNEED))
+        self.pins = Pins(fd, size)
 
     def __del__(self) -> None:
         if "pins" in vars(self):  # else it could not be mapped
@@ -86,12 +60,16 @@ class Region:
     @property
     def address(self) -> int:
         """Of the first byte."""
-        return int(_tensor_of_bytes(self._memory, 0, self.size).data_ptr())
+        return address_of(self._memory)
 
     @property
     def users(self) -> list[Origin]:
         """One for each storage in this memory."""
         return [user for one in list(self._users) if (user := one()) is not None]
+
+    @property
+    def is_used(self) -> bool:
+        return any(one() is not None for one in list(self._users))
 
     @property
     def private_views(self) -> list[mmap.mmap]:
@@ -121,7 +99,7 @@ class Region:
     def release_pages(self, span: Span) -> None:
         """Say that this part is not needed for now; it stays in the page cache."""
         first = -(-span.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (span.offset + _extent(span)) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = (span.offset + span.extent) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first:
             self._memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
@@ -181,7 +159,7 @@ def span_of(tensor: Any, origin: Origin) -> Span:
 
 def is_unwritten(tensor: Any) -> bool:
     """Whether no page of a copy-on-write tensor was written to, as the kernel's page table says."""
-    size = _extent(Span(0, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())))
+    size = Span(0, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())).extent
     first = tensor.data_ptr() // mmap.PAGESIZE
     count = (tensor.data_ptr() + max(size, 1) - 1) // mmap.PAGESIZE - first + 1
     try:
@@ -200,34 +178,6 @@ def _page_entries(first: int, count: int) -> Any:
     if len(data) != count * 8:
         raise OSError(f"{_PAGEMAP}: {len(data)} bytes for {count} pages")
     return np.frombuffer(data, dtype=np.uint64)
-
-
-def tensor_in(memory: mmap.mmap, span: Span) -> Any:
-    """A tensor of a mapping's memory; the mapping lives as long as the tensor."""
-    import torch
-
-    if not prod(span.shape):
-        return torch.empty(span.shape, dtype=span.dtype)
-    flat = _tensor_of_bytes(memory, span.offset, _extent(span))
-    return flat.view(span.dtype).as_strided(span.shape, span.stride)
-
-
-def _tensor_of_bytes(memory: mmap.mmap, offset: int, size: int) -> Any:
-    import torch
-
-    _accept_read_only_buffers()
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)
-
-
-@functools.cache
-def _accept_read_only_buffers() -> None:
-    """torch warns of them, once; read-only is what we want."""
-    warnings.filterwarnings("ignore", message="The given buffer is not writable")
-
-
-def _extent(span: Span) -> int:
-    last = sum((size - 1) * step for size, step in zip(span.shape, span.stride, strict=True))
-    return int((last + 1) * span.dtype.itemsize)
 
 
 def _aligned(offset: int) -> int:

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import functools
 import logging
+import mmap
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from comfy_parallel.weights.spans import Span, address_of, tensor_in
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 256 << 20
 Piece = tuple[int, int, int]  # of tensor number …, from byte … to byte …
 _READ_ONLY = 8  # cudaHostRegisterReadOnly, CUDA Runtime API, "Memory Management"
+_ENDING = 4  # cudaErrorCudartUnloading: the process ends
 
 
 class Pins:
     """A region's memory, registered chunk by chunk as copies need it. Registering takes about 50 ms per GiB, once.
 
+    The driver sees a second view of the memory. It refuses a copy of what lies in two chunks, or in one that is
+    registered and one that is not; and copies of registered memory outlast the call that asks for them. Whoever copies
+    a tensor of the first view, as ComfyUI does when it patches a weight, need not know of either.
+
     Args:
-        address, size: of the region, in bytes.
-        will_need: tells the kernel to have so many bytes from an offset in RAM.
+        fd: what backs the region, open as long as this.
+        size: of the region, in bytes.
     """
 
-    def __init__(self, address: int, size: int, will_need: Callable[[int, int], None]) -> None:
-        self._address = address
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
         self._size = size
-        self._will_need = will_need
+        self._view: mmap.mmap | None = None
+        self._start = 0  # its address
+        self._tensors: dict[Span, Any] = {}  # of the second view
         self._chunks: dict[int, bool] = {}  # False: the driver refused it
         self._streams: set[Any] = set()
         self._is_closed = False
@@ -54,19 +64,25 @@ class Pins:
             stream: that the copies are queued in; they are waited for before the memory is given up.
             may_pin: whether so many bytes more may be pinned.
 
-        Returns the pieces that are not pinned.
+        Returns the pieces that are not pinned. `copy` gets at those that are by `tensor`.
         """
         ready: list[Piece] = []
         left: list[Piece] = []
+        refused: set[int] = set()
         with self._lock:
             self._streams.add(stream)
             for number, offset, size in ranges:
                 for start, stop in pieces(offset, size):
-                    if start // CHUNK not in self._chunks and ready:
+                    chunk = start // CHUNK
+                    if chunk not in self._chunks and ready:
                         copy(ready)  # They run while the next chunk is pinned.
                         ready = []
-                    is_pinned = self._is_pinned(start // CHUNK, may_pin)
-                    (ready if is_pinned else left).append((number, start - offset, stop - offset))
+                    piece = (number, start - offset, stop - offset)
+                    if chunk not in refused and self._is_pinned(chunk, may_pin):
+                        ready.append(piece)
+                    else:
+                        refused.add(chunk)
+                        left.append(piece)
             if ready:
                 copy(ready)
         return left
@@ -79,17 +95,30 @@ class Pins:
                 stream.synchronize()
             self.unpin()
 
+    def tensor(self, span: Span) -> Any:
+        """What lies there, in the view that the driver knows. To be called by `read`'s `copy`."""
+        if span not in self._tensors:
+            assert self._view is not None
+            self._tensors[span] = tensor_in(self._view, span)
+        return self._tensors[span]
+
     def unpin(self) -> None:
         """Give the memory up at once, when nobody reads it any more."""
         pinned = [index for index, is_pinned in self._chunks.items() if is_pinned]
         self._chunks.clear()
         for index in pinned:
-            _unregister(self._address + index * CHUNK)
+            _unregister(self._start + index * CHUNK)
+        self._tensors.clear()
+        self._view = None
 
     def _is_pinned(self, index: int, may_pin: Callable[[int], bool]) -> bool:
         if index not in self._chunks and not self._is_closed and may_pin(self._length(index)):
-            self._will_need(index * CHUNK, min(2 * CHUNK, self._size - index * CHUNK))  # and the next one
-            self._chunks[index] = _register(self._address + index * CHUNK, self._length(index))
+            if self._view is None:
+                self._view = mmap.mmap(self._fd, self._size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+                self._start = address_of(self._view)
+            ahead = min(2 * CHUNK, self._size - index * CHUNK)
+            self._view.madvise(mmap.MADV_WILLNEED, index * CHUNK, ahead)  # this one and the next
+            self._chunks[index] = _register(self._start + index * CHUNK, self._length(index))
         return self._chunks.get(index, False)
 
     def _length(self, index: int) -> int:
@@ -114,7 +143,7 @@ def _driver() -> Any:
 def _register(address: int, size: int) -> bool:
     code = _driver().cudaHostRegister(address, size, _READ_ONLY)
     if int(code):
-        _tell_once(str(code))
+        _tell_once(_driver().cudaGetErrorString(code))
         _clear_error()
     return not int(code)
 
@@ -123,8 +152,8 @@ def _unregister(address: int) -> None:
     if sys.is_finalizing():
         return
     code = _driver().cudaHostUnregister(address)
-    if int(code):
-        logger.error("comfy_parallel: the driver does not give weights back: %s", code)
+    if int(code) not in (0, _ENDING):
+        logger.error("comfy_parallel: CUDA does not unregister weights (%s)", _driver().cudaGetErrorString(code))
         _clear_error()
 
 
@@ -139,5 +168,5 @@ def _clear_error() -> None:
 
 
 @functools.cache
-def _tell_once(code: str) -> None:
-    logger.info("comfy_parallel: CUDA does not register weights (%s); they are copied through pinned buffers", code)
+def _tell_once(why: str) -> None:
+    logger.info("comfy_parallel: CUDA does not register weights (%s); they are copied through pinned buffers", why)

@@ -13,7 +13,8 @@ from typing import Any
 
 from comfy_parallel.weights.files import Identity
 from comfy_parallel.weights.mapped_file import MappedFile
-from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, Span, is_unwritten, origin_of, span_of
+from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_unwritten, origin_of, span_of
+from comfy_parallel.weights.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class WeightFile:
 
     @property
     def is_used(self) -> bool:
-        return any(region.users for region in self.regions())
+        return any(region.is_used for region in self.regions())
 
     @property
     def slots(self) -> list[int]:
@@ -104,7 +105,7 @@ class WeightFile:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            self._arenas = [arena for arena in self._arenas if arena.users]
+            self._arenas = [arena for arena in self._arenas if arena.is_used]
             kept = set(self.regions())
             self._converted = {key: made for key, made in self._converted.items() if {key[0], made[0]} <= kept}
             if not self.is_used:

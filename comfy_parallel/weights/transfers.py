@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from comfy_parallel.weights import homes
 from comfy_parallel.weights.homes import Arrival, Place
 from comfy_parallel.weights.pins import Piece
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 128 << 20
+_SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _BUFFER = 32 << 20
 
 
@@ -60,16 +64,14 @@ def move(pairs: Sequence[tuple[Any, Any]], device: Any, may_pin: Callable[[int],
         pairs: `(parameter, tensor)`.
         may_pin: whether so many bytes more may be pinned.
     """
-    batch: list[tuple[Any, Any]] = []
-    size = 0
-    for pair in pairs:
-        batch.append(pair)
-        size += pair[1].nbytes
-        if size >= _BATCH:
-            _move(batch, device, may_pin)
-            batch, size = [], 0
-    if batch:
-        _move(batch, device, may_pin)
+    import torch
+
+    queued = _queued.get()
+    queued.streams.add(torch.cuda.current_stream(device))
+    tensors = [tensor for _, tensor in pairs]
+    copies = _allocate(tensors, device)
+    for batch in _batches(tensors):
+        _move(pairs[batch], copies[batch], queued, may_pin)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -78,23 +80,49 @@ def bytes_from(slot: Slot) -> dict[str, int]:
     return {source: counted[source] for source in ("pinned", "staged", "peer")}
 
 
-def _move(batch: list[tuple[Any, Any]], device: Any, may_pin: Callable[[int], bool]) -> None:
-    """Each call into torch lets other slots' Python go first, so there are few."""
+def _batches(tensors: list[Any]) -> Iterator[slice]:
+    """Parts that are copied together: each call into torch lets other slots' Python go first."""
+    start = size = 0
+    for number, tensor in enumerate(tensors):
+        size += tensor.nbytes
+        if size >= _BATCH or number + 1 == len(tensors):
+            yield slice(start, number + 1)
+            start, size = number + 1, 0
+
+
+def _allocate(tensors: list[Any], device: Any) -> list[Any]:
+    """Memory for copies, all of it before the first copy: the driver does not allocate while it copies."""
     import torch
 
-    queued = _queued.get()
-    queued.streams.add(torch.cuda.current_stream(device))
-    tensors = [tensor for _, tensor in batch]
     copies = []
-    for is_inference, group in groupby(tensors, torch.Tensor.is_inference):
-        with torch.inference_mode(is_inference):
-            copies += [torch.empty_like(tensor, device=device) for tensor in group]
+    for batch in _batches(tensors):
+        large = [tensor.nbytes for tensor in tensors[batch] if tensor.nbytes > _SMALL]
+        if len(large) > 1:
+            _make_room(sum(large), device)
+        for is_inference, group in groupby(tensors[batch], torch.Tensor.is_inference):
+            with torch.inference_mode(is_inference):
+                copies += [torch.empty_like(tensor, device=device) for tensor in group]
+    return copies
+
+
+def _make_room(size: int, device: Any) -> None:
+    """Let torch's allocator ask the driver once for many tensors, whose memory it cuts from what is free."""
+    import torch
+
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        logger.debug("no %d bytes in one piece on %s", size, device)
+
+
+def _move(pairs: Sequence[tuple[Any, Any]], copies: list[Any], queued: _Queued, may_pin: Callable[[int], bool]) -> None:
+    tensors = [tensor for _, tensor in pairs]
     places = [homes.place_of(tensor) for tensor in tensors]
     _copy(queued, tensors, copies, places, may_pin)
-    for (parameter, tensor), copy in zip(batch, copies, strict=True):
+    for (parameter, tensor), copy in zip(pairs, copies, strict=True):
         parameter.data = copy
         homes.remember(parameter, tensor)
-    homes.lend([(parameter, place) for (parameter, _), place in zip(batch, places, strict=True)], queued.arrival)
+    homes.lend([(parameter, place) for (parameter, _), place in zip(pairs, places, strict=True)], queued.arrival)
 
 
 def _copy(
@@ -124,24 +152,23 @@ def _copy_from_ram(
     ranges = [(number, places[number][1].offset, tensors[number].nbytes) for number in numbers]
 
     def queue(pieces: list[Piece]) -> None:
-        sources = [_part(tensors, piece) for piece in pieces]
         with torch.inference_mode():  # Tensors of both kinds may be written to.
-            torch._foreach_copy_([_part(copies, piece) for piece in pieces], sources, non_blocking=True)
+            sources = [_part(region.pins.tensor(places[piece[0]][1]), piece) for piece in pieces]
+            torch._foreach_copy_([_part(copies[piece[0]], piece) for piece in pieces], sources, non_blocking=True)
         queued.bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
     for piece in region.pins.read(ranges, stream, may_pin, queue):
         if queued.staging is None:
             queued.staging = _Staging()
         with torch.inference_mode():
-            queued.staging.copy(_part(tensors, piece), _part(copies, piece), stream)
+            queued.staging.copy(_part(tensors[piece[0]], piece), _part(copies[piece[0]], piece), stream)
         queued.bytes_from["staged"] += piece[2] - piece[1]
 
 
-def _part(tensors: list[Any], piece: Piece) -> Any:
+def _part(tensor: Any, piece: Piece) -> Any:
     import torch
 
-    number, start, stop = piece
-    tensor = tensors[number]
+    _, start, stop = piece
     return tensor if stop - start == tensor.nbytes else tensor.view(-1).view(torch.uint8)[start:stop]
 
 

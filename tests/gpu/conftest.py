@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.host.models import cached_shapes
 from tests.host.server import HostServer, without_front_end
 
 MakeGpuServer = Callable[..., HostServer]
+MakeGpuServers = Callable[[Sequence[dict[str, Any]]], list[HostServer]]
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +51,14 @@ def make_gpu_server(
             return started.enter_context(HostServer(host_dir, base, is_cpu=False, args=args, **options))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def make_gpu_servers(make_gpu_server: MakeGpuServer) -> MakeGpuServers:
+    """Starts several at once, each with options of its own."""
+
+    def make(several: Sequence[dict[str, Any]]) -> list[HostServer]:
+        with ThreadPoolExecutor(len(several)) as pool:
+            return list(pool.map(lambda options: make_gpu_server(**options), several))
+
+    return make

@@ -15,11 +15,13 @@ from torch import nn
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import homes, peers, pins, transfers
 from comfy_parallel.weights.memory import is_shared, origin_of
+from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
-from tests.gpu.conftest import MakeGpuServer
-from tests.host.test_parity import images_of
-from tests.host.workflows import txt2img
+from tests.gpu.conftest import MakeGpuServers
+from tests.host.server import HostServer
+from tests.host.test_parity import error_of, images_of
+from tests.host.workflows import Workflow, txt2img, with_loras
 from tests.unit.weight_samples import bits, numbers, read, torch_store, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
@@ -82,6 +84,17 @@ def test_pinned_memory_is_copied(store: Store, path: str, two_slots: tuple[Slot,
     assert file.pinned_bytes == file.identity.size == store.used_bytes
 
 
+def test_torch_copies_what_lies_in_several_chunks(
+    store: Store, path: str, two_slots: tuple[Slot, ...], without_peers: None
+) -> None:
+    """As ComfyUI does when it patches a weight."""
+    module = moved(store, path, two_slots[0])
+    home = homes.home_of(module.weight)
+    assert store.files()[0].pinned_bytes > 10 * CHUNK
+    for start in (0, ROWS // 2, ROWS - 1):
+        assert torch.equal(home[start:].to("cuda:0", non_blocking=True), module.weight[start:])
+
+
 def test_without_a_budget_buffers_carry(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
     store.budget_bytes = 0
     assert_right(moved(store, path, two_slots[0]), two_slots[0])
@@ -116,10 +129,11 @@ def test_memory_that_is_not_pinned_any_more_is_not_used(
 def test_what_goes_is_not_pinned(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
     module = moved(store, path, two_slots[0])
     region = origin_of(homes.home_of(module.weight)).region  # type: ignore[union-attr]
-    address, size = region.address, min(CHUNK, region.size)
-    assert not pins._register(address, size)
+    first = region.pins.tensor(Span.contiguous(0, torch.uint8, (CHUNK,)))
+    assert first.is_pinned()
     del module, region
     store.drop_unused()
+    assert not first.is_pinned()
     assert store.used_bytes == 0
     assert not store.files()
 
@@ -196,22 +210,41 @@ def copied_bytes(server: Any) -> list[dict[str, int]]:
     return [slot["copied_bytes"] for slot in server.request("GET", "/parallel/weights")[1]["slots"]]
 
 
-def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_server: MakeGpuServer, num_gpus: int) -> None:
+def image_on(server: HostServer, workflow: Workflow, slot: int | None = None) -> list[bytes]:
+    entry = server.run(workflow, slot)
+    assert entry["status"]["completed"], error_of(entry)
+    return images_of(server, entry)
+
+
+def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_servers: MakeGpuServers, num_gpus: int) -> None:
     workflow = txt2img(7, width=256, height=256, steps=3)
-    stock = make_gpu_server(slots=None)
-    pinned = make_gpu_server(slots="", env=MAP)
-    staged = make_gpu_server(slots="", env={**MAP, "COMFY_PARALLEL_RAM_GB": "0.01"})
-    off = make_gpu_server(slots="", env={"COMFY_PARALLEL_WEIGHTS": "off"})
-    expected = images_of(stock, stock.run(workflow))
+    stock, pinned, staged, off = make_gpu_servers(
+        [
+            {"slots": None},
+            {"slots": "", "env": MAP},
+            {"slots": "", "env": {**MAP, "COMFY_PARALLEL_RAM_GB": "0.01"}},
+            {"slots": "", "env": {"COMFY_PARALLEL_WEIGHTS": "off"}},
+        ]
+    )
+    expected = image_on(stock, workflow)
     for server in (pinned, staged, off):
         for slot in range(num_gpus):
-            assert images_of(server, server.run(workflow, slot)) == expected
+            assert image_on(server, workflow, slot) == expected
     assert copied_bytes(pinned)[0]["pinned"] > 100 << 20
     assert sum(copied_bytes(pinned)[1].values()) == copied_bytes(pinned)[0]["pinned"]
+    assert copied_bytes(staged)[0] == {"pinned": 0, "staged": copied_bytes(pinned)[0]["pinned"], "peer": 0}
     assert [slot["pinned"] for slot in copied_bytes(staged)] == [0] * num_gpus
-    assert copied_bytes(staged)[0]["staged"] == copied_bytes(pinned)[0]["pinned"]
     assert copied_bytes(off) == []
     pinned.request("POST", "/free", {"unload_models": True})
     again = txt2img(8, width=256, height=256, steps=3)
-    assert images_of(pinned, pinned.run(again, 0)) == images_of(stock, stock.run(again))
+    assert image_on(pinned, again, 0) == image_on(stock, again)
     assert copied_bytes(pinned)[0]["pinned"] + copied_bytes(pinned)[0]["peer"] > 1.5 * copied_bytes(staged)[0]["staged"]
+
+
+@pytest.mark.parametrize("option", ["--novram", "--highvram"])
+def test_images_are_the_same_wherever_weights_are_kept(make_gpu_servers: MakeGpuServers, option: str) -> None:
+    """In RAM all the time, or on the GPU all the time; with a LoRA that is changed and removed."""
+    stock, ours = make_gpu_servers([{"slots": None, "args": [option]}, {"slots": "cuda:1", "args": [option]}])
+    for strengths in ((), (1.0,), (0.5, -0.5), ()):
+        workflow = with_loras(txt2img(7, width=256, height=256, steps=2), *strengths)
+        assert image_on(ours, workflow) == image_on(stock, workflow)

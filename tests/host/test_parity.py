@@ -107,9 +107,15 @@ def run_jobs(server: HostServer, jobs: Sequence[Job], *, slot: int | None = None
     ids = {job.number: server.submit(job.workflow, slot)["prompt_id"] for job in jobs}
     done = server.wait(ids.values(), TIMEOUT_S)
     entries = {number: done[prompt_id] for number, prompt_id in ids.items()}
-    failed = {number: entry["status"] for number, entry in entries.items() if not entry["status"]["completed"]}
-    assert not failed, failed
+    failed = {number: error_of(entry) for number, entry in entries.items() if not entry["status"]["completed"]}
+    if failed:
+        pytest.fail(f"{len(failed)} of {len(jobs)} jobs failed: {sorted(failed)}; the first:\n{failed[min(failed)]}")
     return Run({number: images_of(server, entry) for number, entry in entries.items()}, entries)
+
+
+def error_of(entry: dict[str, Any]) -> str:
+    errors = [message for kind, message in entry["status"]["messages"] if kind == "execution_error"]
+    return "\n".join(f"{error['exception_message']}\n{''.join(error['traceback'][-4:])}" for error in errors)
 
 
 def images_of(server: HostServer, entry: dict[str, Any]) -> list[bytes]:

@@ -16,15 +16,8 @@ import pytest
 import torch
 
 from comfy_parallel.weights import memory
-from comfy_parallel.weights.memory import (
-    ALIGNMENT,
-    SharedMemory,
-    Span,
-    is_shared,
-    is_unwritten,
-    origin_of,
-    span_of,
-)
+from comfy_parallel.weights.memory import ALIGNMENT, SharedMemory, is_shared, is_unwritten, origin_of, span_of
+from comfy_parallel.weights.spans import Span
 from tests.unit.weight_samples import bits, collect, numbers, run_python
 
 pytestmark = pytest.mark.timeout(60)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from comfy_parallel.weights import mapped_file
 from comfy_parallel.weights.leases import Leases
 from comfy_parallel.weights.mapped_file import MappedFile
-from comfy_parallel.weights.memory import SharedMemory, Span, is_unwritten
+from comfy_parallel.weights.memory import SharedMemory, is_unwritten
+from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store, WeightFile
 from tests.unit.weight_samples import GIB, PATIENCE_S, bits, collect, numbers, overwrite, read, write
 

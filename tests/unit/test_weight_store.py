@@ -13,7 +13,8 @@ import torch
 
 from comfy_parallel.weights.files import read_entries
 from comfy_parallel.weights.mapped_file import MappedFile
-from comfy_parallel.weights.memory import ALIGNMENT, SharedMemory, Span, is_shared, origin_of
+from comfy_parallel.weights.memory import ALIGNMENT, SharedMemory, is_shared, origin_of
+from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store, WeightFile
 from tests.unit.weight_samples import GIB, bits, collect, numbers, read, write
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from torch import nn
 
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import homes, loading, peers, pins, transfers
-from comfy_parallel.weights.memory import Span
+from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_samples import GIB, bits, collect, numbers, read, torch_store, write
@@ -45,6 +47,9 @@ class Driver:
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
         return 0 if self.registered.pop(address, None) else 713
+
+    def cudaGetErrorString(self, code: int) -> str:  # noqa: N802
+        return f"error {code}"
 
     def clear(self) -> None:
         self.cleared += 1
@@ -231,11 +236,35 @@ def test_pieces_end_where_chunks_end(driver: Driver) -> None:
     assert list(pins.pieces(5, 0)) == []
 
 
-def test_the_kernel_is_told_ahead_of_what_is_pinned(driver: Driver) -> None:
+def test_the_kernel_is_told_ahead_of_what_is_pinned(
+    driver: Driver, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[int, int]] = []
-    memory = pins.Pins(1 << 20, 2 * CHUNK + 100, lambda start, length: told.append((start, length)))
-    memory.read([(0, 0, 2 * CHUNK + 100)], Stream(), lambda size: True, lambda pieces: None)
+
+    class Mapping(mmap.mmap):
+        def madvise(self, option: int, *place: int) -> None:
+            assert option == mmap.MADV_WILLNEED
+            told.append(place)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mmap, "mmap", Mapping)
+    size = 2 * CHUNK + 100
+    fd = os.memfd_create("weights")
+    os.ftruncate(fd, size)
+    memory = pins.Pins(fd, size)
+    memory.read([(0, 0, size)], Stream(), lambda size: True, lambda pieces: None)
+    os.close(fd)
     assert told == [(0, 2 * CHUNK), (CHUNK, CHUNK + 100), (2 * CHUNK, 100)]
+
+
+def test_the_driver_does_not_know_the_memory_that_others_copy(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear
+) -> None:
+    """The driver refuses copies of what lies in two chunks, and others do not wait for copies of registered memory."""
+    tensors = [(parameter.data_ptr(), parameter.nbytes) for parameter in module.parameters()]
+    copy(store, module)
+    assert driver.registered
+    for start, size in tensors:
+        assert not any(start < a + length and a < start + size for a, length in driver.registered.items())
 
 
 # The budget.

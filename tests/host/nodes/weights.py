@@ -69,7 +69,8 @@ def digests() -> dict[str, list[str]]:
     """Of each weight file, hashes of the memory that the slots' models share: its content, and its conversions."""
     import torch
     from comfy_parallel.weights import loading
-    from comfy_parallel.weights.memory import Region, Span
+    from comfy_parallel.weights.memory import Region
+    from comfy_parallel.weights.spans import Span
 
     def digest(region: Region) -> str:
         size = getattr(region, "used", region.size)
