@@ -48,6 +48,11 @@ VAE: dict[str, Any] = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
+FILES = {
+    "sd15": "checkpoints/sd15.safetensors",
+    "sdxl": "checkpoints/sdxl.safetensors",
+    "flux": "diffusion_models/flux.safetensors",  # the larger one, written last
+}
 RUN_LENGTH = 1 << 22  # random numbers, repeated in larger tensors
 
 
@@ -56,11 +61,11 @@ def make(name: str, models_dir: Path) -> None:
     import torch
 
     if name == "flux":
-        write(flux(), models_dir / "diffusion_models" / "flux.safetensors", torch.bfloat16)
         write(vae(16), models_dir / "vae" / "flux.safetensors", torch.bfloat16)
+        write(flux(), models_dir / FILES[name], torch.bfloat16)
     else:
         config = supported.SD15(dict(SD15)) if name == "sd15" else supported.SDXL(dict(SDXL))
-        write(checkpoint(config), models_dir / "checkpoints" / f"{name}.safetensors", torch.float16)
+        write(checkpoint(config), models_dir / FILES[name], torch.float16)
 
 
 def checkpoint(config: Any) -> StateDict:
@@ -101,7 +106,8 @@ def prefixed(weights: StateDict, prefix: str) -> StateDict:
 
 
 def write(weights: StateDict, path: Path, dtype: torch.dtype) -> None:
-    """A safetensors file: the length of its header, the header, the tensors' bytes in a row."""
+    """A safetensors file: the length of its header, the header (padded to 8 bytes, as the library does), the tensors'
+    bytes in a row."""
     weights = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
     kinds = {"float16": "F16", "bfloat16": "BF16"}
     header, end = {}, 0
@@ -110,6 +116,7 @@ def write(weights: StateDict, path: Path, dtype: torch.dtype) -> None:
         kind = kinds[str(dtype).removeprefix("torch.")]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
@@ -141,11 +148,14 @@ def random_run() -> torch.Tensor:
 
 
 def start_making(comfyui: Path, models_dir: Path, names: Iterable[str]) -> list[subprocess.Popen[bytes]]:
-    """Start making these models, all at once, in a models directory that servers may look at already."""
+    """Start making these models, all at once, in a models directory that servers may look at already.
+
+    Those that are there already are kept.
+    """
     for folder in ("checkpoints", "diffusion_models", "vae"):
         (models_dir / folder).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, str(comfyui), str(models_dir)]
-    return [subprocess.Popen([*command, name]) for name in names]
+    return [subprocess.Popen([*command, name]) for name in names if not (models_dir / FILES[name]).exists()]
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What weights cost: memory with 1 to N slots, and time to switch models, stock ComfyUI beside comfy_parallel.
 
     python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--only memory|loading]
+        [--models-dir DIR]
 
 Memory is the host process's proportional set size after one image on each slot, with one model and after two models
 in turns. On CPU slots a switch is a job that loads the other model and decodes one small latent image with its VAE. On
 GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own functions load and unload an SDXL
-and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots at once.
+and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots at once. The models are kept in
+--models-dir, if it is given.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def main() -> None:
         if devices[0] == "cpu":
             compare_memory(options.comfyui, cpu_models(options.comfyui), devices, counts, CPU_MODELS)
         else:
-            models = gpu_models(options.comfyui, Path(made))
+            models = gpu_models(options.comfyui, options.models_dir or Path(made))
             if options.only != "memory":
                 compare_loading(options.comfyui, models, devices)
             if options.only != "loading":
@@ -61,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=lambda text: Path(text).resolve())
     parser.add_argument("--devices", default="cpu,cpu,cpu,cpu")
+    parser.add_argument("--models-dir", type=lambda text: Path(text).resolve(), help="of full-size models, on GPUs")
     parser.add_argument("--only", choices=("memory", "loading"), help="on GPUs")
     return parser.parse_args()
 

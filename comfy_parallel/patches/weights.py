@@ -75,12 +75,15 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        with loading.moving(store, self, device, dtype):
-            if device is None or dtype is not None or memory_format is not None:
+        if device is None or dtype is not None or memory_format is not None:
+            with loading.moving(store, self, device, dtype):
                 return original(self, *args, **kwargs)
-            for module in loading.modules_elsewhere(self, device):
-                original(module, *args, **kwargs)
-            return self
+        elsewhere = loading.modules_elsewhere(self, device)
+        if elsewhere:
+            with loading.moving(store, self, device, dtype):
+                for module in loading.modules_elsewhere(self, device):
+                    original(module, *args, **kwargs)
+        return self
 
     return to
 

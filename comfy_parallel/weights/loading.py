@@ -112,13 +112,25 @@ def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]
 def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
     skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    parameters = [p for p in parameters_of(model) if id(p) not in skipped and _is_plain_parameter(p)]
-    transfers.move([(p, p.data) for p in parameters if is_shared(p.data)], device, store.may_pin)
+    pairs = [(parameter, parameter.data) for parameter in parameters_of(model) if id(parameter) not in skipped]
+    transfers.move([pair for pair in pairs if _is_plain_parameter(*pair) and is_shared(pair[1])], device, store.may_pin)
+
+
+def modules_of(module: Any) -> list[Any]:
+    """What `module.modules()` tells, in a fraction of the time."""
+    found: dict[int, Any] = {}
+    left = [module]
+    while left:
+        part = left.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            left.extend(child for child in reversed(part._modules.values()) if child is not None)
+    return list(found.values())
 
 
 def parameters_of(module: Any) -> list[Any]:
     """What `module.parameters()` tells, in a fraction of the time."""
-    found = (parameter for part in module.modules() for parameter in part._parameters.values())
+    found = (parameter for part in modules_of(module) for parameter in part._parameters.values())
     return list(dict.fromkeys(parameter for parameter in found if parameter is not None))
 
 
@@ -130,13 +142,12 @@ def modules_elsewhere(module: Any, device: Any) -> list[Any]:
     import torch
 
     elsewhere = []
-    for part in module.modules():
+    for part in modules_of(module):
         if type(part)._apply is not torch.nn.Module._apply or "_apply" in vars(part):
             return [module]
-        parameters = [parameter for parameter in part._parameters.values() if parameter is not None]
-        buffers = [buffer for buffer in part._buffers.values() if buffer is not None]
-        is_there = all(tensor.device == device for tensor in (*parameters, *buffers))
-        if not is_there or any(parameter.grad is not None for parameter in parameters):
+        parameters, buffers = part._parameters.values(), part._buffers.values()
+        is_there = all(tensor is None or tensor.device == device for of in (parameters, buffers) for tensor in of)
+        if not is_there or any(parameter is not None and parameter.grad is not None for parameter in parameters):
             elsewhere.append(part)
     return elsewhere
 
@@ -154,7 +165,7 @@ def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tupl
                 homes.send_home(parameter)
             elif home is not None:
                 leaving.append((parameter, home))  # It may stay where it is.
-        elif _is_plain_parameter(parameter) and is_shared(parameter.data):
+        elif _is_plain_parameter(parameter, parameter.data) and is_shared(parameter.data):
             if device is not None and device.type != "cpu":
                 leaving.append((parameter, parameter.data))
             elif _is_other_float(dtype, parameter.dtype):
@@ -196,7 +207,8 @@ def _shared(store: Store, tensor: Any, parameter: Any, dtype: Any) -> Any:
 
 
 def _can_alias(parameter: Any, shape: Any) -> bool:
-    return _is_plain_parameter(parameter) and parameter.shape == shape and _owns_its_storage(parameter)
+    is_plain = parameter is not None and _is_plain_parameter(parameter, parameter.data)
+    return is_plain and parameter.shape == shape and _owns_its_storage(parameter)
 
 
 def _owns_its_storage(parameter: Any) -> bool:
@@ -212,15 +224,15 @@ def _is_other_float(dtype: Any, current: Any) -> bool:
     return dtype not in (None, current) and dtype.is_floating_point and current.is_floating_point
 
 
-def _is_plain_parameter(parameter: Any) -> bool:
+def _is_plain_parameter(parameter: Any, data: Any) -> bool:
     import torch
 
     return (
         type(parameter) is torch.nn.Parameter
-        and type(parameter.data) is torch.Tensor
-        and parameter.device.type == "cpu"
-        and parameter.layout == torch.strided
-        and parameter.is_contiguous()
+        and type(data) is torch.Tensor
+        and data.is_cpu
+        and data.layout == torch.strided
+        and data.is_contiguous()
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import replace
 from typing import Any
 from weakref import ref
 
@@ -123,7 +122,7 @@ class SharedMemory(Region):
         if source.numel():
             start = span.offset // mmap.PAGESIZE * mmap.PAGESIZE
             window = mmap.mmap(self.fd, self.used - start, offset=start)
-            tensor_in(window, replace(span, offset=span.offset - start)).copy_(source)
+            tensor_in(window, span._replace(offset=span.offset - start)).copy_(source)
         return span
 
     def read_file(self, fd: int) -> None:

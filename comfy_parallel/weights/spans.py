@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import mmap
 import warnings
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A strided piece of a region: `offset` in bytes from its start."""
 
     offset: int

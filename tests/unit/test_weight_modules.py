@@ -92,7 +92,7 @@ class OnDevice:
 def test_a_home_is_forgotten_when_the_parameter_is_back(store: Store, path: str) -> None:
     tensor = shared_linear(store, path).weight.data
     parameter = OnDevice(tensor.to(META), 4096)
-    module = SimpleNamespace(modules=lambda: iter([SimpleNamespace(_parameters={"weight": parameter})]))
+    module = SimpleNamespace(_parameters={"weight": parameter}, _modules={})
     loading.after_move([(parameter, tensor)])
     with entered(SLOT):
         loading.before_move(store, module, CPU, None)
