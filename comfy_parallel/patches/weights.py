@@ -139,7 +139,7 @@ def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, key: str, device_to: Any = None, inplace_update: bool = False, **others: Any
     ) -> Any:
         """The unpatched weight goes back to where it came from, so that its backup is no copy."""
-        if loading.store_of_slot() is not None and key in self.patches:
+        if key in self.patches and loading.store_of_slot() is not None:
             weight = get_attr(self.model, key)
             if inplace_update or self.weight_inplace_update:
                 loading.before_write(weight)
@@ -157,7 +157,7 @@ def _patch_hook_weight_to_device(original: Callable[..., Any]) -> Callable[..., 
     def patch_hook_weight_to_device(
         self: Any, hooks: Any, combined_patches: Any, key: str, *args: Any, **kwargs: Any
     ) -> Any:
-        if loading.store_of_slot() is not None and key in combined_patches:
+        if key in combined_patches and loading.store_of_slot() is not None:
             loading.before_write(get_attr(self.model, key))
         return original(self, hooks, combined_patches, key, *args, **kwargs)
 

@@ -246,10 +246,11 @@ def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_servers: Ma
     assert copied_bytes(staged)[0] == {"pinned": 0, "staged": copied_bytes(pinned)[0]["pinned"], "peer": 0}
     assert [slot["pinned"] for slot in copied_bytes(staged)] == [0] * num_gpus
     assert copied_bytes(off) == []
+    before = sum(copied_bytes(pinned)[0].values())
     pinned.request("POST", "/free", {"unload_models": True})
     again = small_job(8)
     assert image_on(pinned, again, 0) == image_on(stock, again)
-    assert copied_bytes(pinned)[0]["pinned"] + copied_bytes(pinned)[0]["peer"] > 1.5 * copied_bytes(staged)[0]["staged"]
+    assert sum(copied_bytes(pinned)[0].values()) > before + (50 << 20)  # the diffusion model's, at least
 
 
 @pytest.mark.parametrize("option", ["--novram", "--highvram"])
