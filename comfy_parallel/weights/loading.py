@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # Linux only
 
 logger = logging.getLogger(__name__)
 
+_FILE_SLICE = "_comfy_tensor_file_slice"  # A host with dynamic VRAM maps files itself, and reads them as it needs them.
 _OWN_USES = 2  # of a storage: the parameter, and the storage object that asks
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _store: Store | None = None
@@ -244,6 +245,8 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _views_of_safetensors(store: Store, file: WeightFile, weights: dict[str, Any]) -> dict[str, Any]:
+    if any(hasattr(tensor.untyped_storage(), _FILE_SLICE) for tensor in weights.values() if _is_plain_tensor(tensor)):
+        return weights
     content = store.content(file)
     if file.index is None:
         file.index = read_entries(content.fd)
