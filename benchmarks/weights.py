@@ -212,6 +212,8 @@ def report_loading(rows: list[tuple[str, str, dict[str, Any], float]]) -> None:
             f"{slots * rate / load:7.1f}{rate / load / pinned:11.0%}"
             f"{stock_load / load:8.1f}{stock_unload / unload:10.1f}{switch:10.1f}"
         )
+    if (between := rows[-1][2]["peer_s_per_gib"]) is not None:
+        print(f"a plain copy: {pinned:.1f} GB/s from pinned memory, {GIB / 1e9 / between:.1f} GB/s from another GPU")
 
 
 def median(times: dict[str, Any], what: str) -> float:

@@ -16,7 +16,7 @@ from server import PromptServer
 
 from .caching import never_cached
 
-PINNED_BYTES = 1 << 30
+GIB = 1 << 30
 
 
 class CPTLoadTimes:
@@ -42,17 +42,26 @@ class CPTLoadTimes:
         for _ in range(rounds):
             unloads.append(seconds(manager.unload_all_models))
             loads.append(seconds(lambda: manager.load_models_gpu([model])))
-        found = {"bytes": model.model_size(), "load_s": loads, "unload_s": unloads, "pinned_s_per_gib": pinned_copy()}
+        found = {"bytes": model.model_size(), "load_s": loads, "unload_s": unloads, **plain_copies()}
         return {"ui": {"value": [found]}}
 
 
-def pinned_copy() -> float:
-    """Seconds for a plain copy of 1 GiB from pinned memory."""
+def plain_copies() -> dict[str, float | None]:
+    """Seconds for a plain copy of 1 GiB from pinned memory and from another GPU."""
     import torch
 
-    source = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(PINNED_BYTES, dtype=torch.uint8, device=comfy.model_management.get_torch_device())
-    return min(seconds(lambda: target.copy_(source, non_blocking=True)) for _ in range(4))
+    device = comfy.model_management.get_torch_device()
+    target = torch.empty(GIB, dtype=torch.uint8, device=device)
+
+    def copy_from(source: Any) -> float:
+        return min(seconds(lambda: target.copy_(source, non_blocking=True)) for _ in range(4))
+
+    times = {"pinned_s_per_gib": copy_from(torch.empty(GIB, dtype=torch.uint8, pin_memory=True))}
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 1:
+        return {**times, "peer_s_per_gib": None}
+    other = torch.empty(GIB, dtype=torch.uint8, device=f"cuda:{(device.index + 1) % num_gpus}")
+    return {**times, "peer_s_per_gib": copy_from(other)}
 
 
 def seconds(work: Callable[[], Any]) -> float:
