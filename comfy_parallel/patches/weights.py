@@ -78,10 +78,9 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         if device is None or dtype is not None or memory_format is not None:
             with loading.moving(store, self, device, dtype):
                 return original(self, *args, **kwargs)
-        elsewhere = loading.modules_elsewhere(self, device)
-        if elsewhere:
+        if loading.modules_elsewhere(self, device):
             with loading.moving(store, self, device, dtype):
-                for module in loading.modules_elsewhere(self, device):
+                for module in loading.modules_elsewhere(self, device):  # still, with buffers for example
                     original(module, *args, **kwargs)
         return self
 
