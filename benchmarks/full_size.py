@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("models_dir", type=Path)
-    parser.add_argument("name", choices=("sd15", "sdxl", "flux"))
+    parser.add_argument("name", choices=tuple(FILES))
     options = parser.parse_args()
     enter_host(options.comfyui.resolve())
     make(options.name, options.models_dir.resolve())

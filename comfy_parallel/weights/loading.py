@@ -113,8 +113,8 @@ def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]
 def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
     skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    pairs = [(parameter, parameter.data) for parameter in parameters_of(model) if id(parameter) not in skipped]
-    transfers.move([pair for pair in pairs if _is_plain_parameter(*pair) and is_shared(pair[1])], device, store.may_pin)
+    pairs = [(p, _shared_data(p)) for p in parameters_of(model) if id(p) not in skipped]
+    transfers.move([pair for pair in pairs if pair[1] is not None], device, store.may_pin)
 
 
 def modules_of(module: Any) -> list[Any]:
@@ -166,11 +166,11 @@ def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tupl
                 homes.send_home(parameter)
             elif home is not None:
                 leaving.append((parameter, home))  # It may stay where it is.
-        elif _is_plain_parameter(parameter, parameter.data) and is_shared(parameter.data):
+        elif (data := _shared_data(parameter)) is not None:
             if device is not None and device.type != "cpu":
-                leaving.append((parameter, parameter.data))
+                leaving.append((parameter, data))
             elif _is_other_float(dtype, parameter.dtype):
-                shared = _shared(store, parameter.data, parameter, dtype)
+                shared = _shared(store, data, parameter, dtype)
                 if shared is not None:
                     parameter.data = shared
     return leaving
@@ -208,8 +208,7 @@ def _shared(store: Store, tensor: Any, parameter: Any, dtype: Any) -> Any:
 
 
 def _can_alias(parameter: Any, shape: Any) -> bool:
-    is_plain = parameter is not None and _is_plain_parameter(parameter, parameter.data)
-    return is_plain and parameter.shape == shape and _owns_its_storage(parameter)
+    return _is_plain_parameter(parameter) and parameter.shape == shape and _owns_its_storage(parameter)
 
 
 def _owns_its_storage(parameter: Any) -> bool:
@@ -225,15 +224,23 @@ def _is_other_float(dtype: Any, current: Any) -> bool:
     return dtype not in (None, current) and dtype.is_floating_point and current.is_floating_point
 
 
-def _is_plain_parameter(parameter: Any, data: Any) -> bool:
+def _shared_data(parameter: Any) -> Any:
+    """The shared tensor that a parameter is an alias of; None if it is none."""
+    if not _is_plain_parameter(parameter):
+        return None
+    data = parameter.data
+    return data if is_shared(data) else None
+
+
+def _is_plain_parameter(parameter: Any) -> bool:
     import torch
 
     return (
         type(parameter) is torch.nn.Parameter
-        and type(data) is torch.Tensor
-        and data.is_cpu
-        and data.layout == torch.strided
-        and data.is_contiguous()
+        and type(parameter.data) is torch.Tensor
+        and parameter.is_cpu
+        and parameter.layout == torch.strided
+        and parameter.is_contiguous()
     )
 
 
@@ -299,7 +306,7 @@ def _copied(weights: dict[str, Any], file: WeightFile) -> tuple[SharedMemory, An
         if not _is_plain_tensor(value):
             return value
         start = starts[value.untyped_storage().data_ptr()] + value.storage_offset() * value.dtype.itemsize
-        return Span(start, value.dtype, tuple(value.shape), tuple(value.stride()))
+        return Span.of(value, start)
 
     attributes = dict(getattr(weights, "__dict__", {}))  # torch keeps versions of modules there
     return memory, (type(weights), attributes, [(name, part(value)) for name, value in weights.items()])

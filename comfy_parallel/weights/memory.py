@@ -152,13 +152,12 @@ def is_shared(tensor: Any) -> bool:
 
 
 def span_of(tensor: Any, origin: Origin) -> Span:
-    offset = origin.offset + tensor.storage_offset() * tensor.dtype.itemsize
-    return Span(offset, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+    return Span.of(tensor, origin.offset + tensor.storage_offset() * tensor.dtype.itemsize)
 
 
 def is_unwritten(tensor: Any) -> bool:
     """Whether no page of a copy-on-write tensor was written to, as the kernel's page table says."""
-    size = Span(0, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())).extent
+    size = Span.of(tensor, 0).extent
     first = tensor.data_ptr() // mmap.PAGESIZE
     count = (tensor.data_ptr() + max(size, 1) - 1) // mmap.PAGESIZE - first + 1
     try:

@@ -21,6 +21,11 @@ class Span(NamedTuple):
     def contiguous(cls, offset: int, dtype: Any, shape: tuple[int, ...]) -> Span:
         return cls(offset, dtype, shape, tuple(prod(shape[index + 1 :]) for index in range(len(shape))))
 
+    @classmethod
+    def of(cls, tensor: Any, offset: int) -> Span:
+        """What a tensor would take up that begins there."""
+        return cls(offset, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+
     @property
     def is_contiguous(self) -> bool:
         expected = 1
