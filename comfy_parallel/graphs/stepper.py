@@ -55,11 +55,13 @@ class StepStats:
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one key: that it came once, why it cannot be recorded, or its recording."""
+    """What is known of one key: that it came once, why it cannot be recorded, or its recording.
+
+    A recording and a refusal hold as long as the model is in `state`; a refusal without one is for the moment.
+    """
 
     is_seen: bool = False
     refused: str | None = None
-    is_final: bool = False
     recording: Recording | None = None
     state: ModelState | None = None
     surroundings: Hashable = None
@@ -74,7 +76,7 @@ class Stepper:
     The first call of a kind runs eagerly. The second runs eagerly and is recorded, watched: if nothing it did could
     make the recording stale, it is replayed, and the replay compared with what the eager call returned. From then on
     it is replayed, as long as every weight still lies where it lay. The model's set-up and the code it runs are
-    looked at again after each suspicion.
+    looked at again after each suspicion. A call that cannot be recorded is tried again once the model has changed.
 
     Args:
         device: the slot's torch device.
@@ -150,7 +152,8 @@ class Stepper:
         return of_model[key]
 
     def _is_valid(self, known: _Known) -> bool:
-        assert known.state is not None
+        if known.state is None:
+            return False
         is_valid = known.state.has_same_weights()
         if is_valid and known.epoch != self._epoch:
             is_valid = known.surroundings == surroundings() and known.state.has_same_structure()
@@ -162,19 +165,17 @@ class Stepper:
     def _drop(self, known: _Known) -> None:
         if known.recording is not None:
             self._recorder.wait()
+        if known.state is not None:
             known.recording = known.state = None
             known.losses = known.losses + 1 if known.lost_in == self._sampling else 1
             known.lost_in = self._sampling
 
     def _reason_to_wait(self, known: _Known) -> str | None:
         """Why not to record this call."""
+        if known.refused is not None and (known.epoch == self._epoch or self._is_valid(known)):
+            return known.refused
         if known.losses >= MOST_LOSSES and known.lost_in == self._sampling:
             return "a model that keeps changing"
-        if known.refused is not None and known.epoch == self._epoch:
-            return known.refused
-        if known.refused is not None and known.is_final and known.surroundings == surroundings():
-            known.epoch = self._epoch
-            return known.refused
         if not known.is_seen:
             known.is_seen = True
             return "first of its kind"
@@ -206,12 +207,14 @@ class Stepper:
             return result
         known.epoch, known.surroundings = self._epoch, surroundings()
         try:
-            known.recording, known.state = self._record(forward, model, substitutes, tensors, result)
+            known.state = ModelState(model, self._device)
+            known.recording = self._record(forward, model, substitutes, tensors, result, known.state)
             if surroundings() != known.surroundings:
                 raise UncapturableNow("code that was replaced meanwhile")
         except Uncapturable as refusal:
-            known.recording = known.state = None
-            known.refused, known.is_final = str(refusal), not isinstance(refusal, UncapturableNow)
+            known.recording, known.refused = None, str(refusal)
+            if isinstance(refusal, UncapturableNow):
+                known.state = None
             logger.info("%s runs eagerly: %s", type(model).__name__, refusal, exc_info=refusal.__cause__)
             self.stats.eager[str(refusal)] += 1
         else:
@@ -220,11 +223,16 @@ class Stepper:
         return result
 
     def _record(
-        self, forward: Forward, model: Any, arguments: dict[str, Any], tensors: list[Any], expected: Any
-    ) -> tuple[Recording, ModelState]:
+        self,
+        forward: Forward,
+        model: Any,
+        arguments: dict[str, Any],
+        tensors: list[Any],
+        expected: Any,
+        state: ModelState,
+    ) -> Recording:
         import torch
 
-        state = ModelState(model, self._device)
         buffers = [tensor.to(self._device, copy=True) for tensor in tensors]
         if [buffer.stride() for buffer in buffers] != [tensor.stride() for tensor in tensors]:
             raise Uncapturable("a tensor whose parts overlap or have gaps")
@@ -236,4 +244,4 @@ class Stepper:
         recording = self._recorder.record(watched, buffers)
         if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
             raise Uncapturable("a replay that differs from the eager step")
-        return recording, state
+        return recording

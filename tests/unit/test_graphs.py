@@ -501,6 +501,47 @@ def test_a_recorder_that_refuses_leaves_the_steps_eager(recorder: FakeRecorder) 
     assert stepper.stats.eager == {"first of its kind": 1, "no graphs today": 2}
 
 
+def test_a_step_that_could_not_be_recorded_is_tried_again_once_the_model_has_changed(stepper: Stepper) -> None:
+    class Scheduled(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("sigmas", torch.ones(3))
+
+        def apply(self, x: Any) -> Any:  # type: ignore[override]
+            return super().apply(x) * (1 if self.sigmas.is_meta else self.sigmas.sum().item())
+
+    model = Scheduled()
+    for _ in range(4):
+        step(stepper, model)
+        stepper.suspect()
+    assert stepper.stats.eager == {"first of its kind": 1, "aten.item.default waits for a result": 3}
+    model.sigmas = model.sigmas.to("meta")
+    for _ in range(3):
+        step(stepper, model)
+        stepper.suspect()
+    assert counts(stepper) == (4, 1, 2)
+
+
+def test_a_model_that_changes_in_each_step_is_not_tried_for_ever(stepper: Stepper) -> None:
+    tries = []
+
+    class Refusing(Model):
+        def apply(self, x: Any) -> Any:  # type: ignore[override]
+            tries.append(x)
+            return super().apply(x) * x.sum().item()
+
+    model = Refusing()
+    for _ in range(20):
+        step(stepper, model)
+        model.sizes.append(3)
+        stepper.suspect()
+    assert len(tries) == 20 + MOST_LOSSES
+    assert stepper.stats.eager["a model that keeps changing"] == 20 - 1 - MOST_LOSSES
+    stepper.begin_sampling()
+    step(stepper, model)
+    assert len(tries) == 20 + MOST_LOSSES + 2
+
+
 def test_control_that_the_forward_takes_out_is_still_there_for_the_recording(stepper: Stepper) -> None:
     class Controlled(Model):
         def apply(self, x: Any, control: Any) -> Any:  # type: ignore[override]
