@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.host.checkpoint import UNET_CONFIG, WEIGHT_GAIN, enter_host
-from tests.host.shapes import FLUX, SDXL
+from tests.host.shapes import FLUX, SDXL, flux_config
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def flux() -> StateDict:
     import torch
     from comfy.ldm.flux.model import Flux
 
-    model = Flux(**FLUX, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init)
+    model = Flux(**flux_config(FLUX), dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init)
     weights: StateDict = model.state_dict()
     return weights
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ FLUX: dict[str, Any] = {
     "qkv_bias": True,
     "guidance_embed": True,
 }
+NEW_IN_FLUX: dict[str, Any] = {"txt_ids_dims": []}  # as ComfyUI 0.33 sets it for this Flux
 SMALL_SDXL = {**SDXL, "channel_mult": [1, 1, 1]}
 SMALL_FLUX = {**FLUX, "vec_in_dim": 64, "context_in_dim": 64, "depth": 1, "depth_single_blocks": 1}
 
@@ -69,8 +71,17 @@ def flux() -> torch.nn.Module:
     import torch
     from comfy.ldm.flux.model import Flux
 
-    model: torch.nn.Module = Flux(**SMALL_FLUX, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    config = flux_config(SMALL_FLUX)
+    model: torch.nn.Module = Flux(**config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     return model
+
+
+def flux_config(config: dict[str, Any]) -> dict[str, Any]:
+    """With what this host's Flux needs besides."""
+    from comfy.ldm.flux.model import FluxParams
+
+    known = {field.name for field in fields(FluxParams)}
+    return {**config, **{name: value for name, value in NEW_IN_FLUX.items() if name in known}}
 
 
 def control() -> torch.nn.Module:
