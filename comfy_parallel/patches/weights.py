@@ -72,16 +72,22 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         store = loading.store_of_slot()
         if store is None:
             return original(self, *args, **kwargs)
+        if not kwargs and len(args) == 1 and loading.is_leaf_on(self, args[0]):
+            return self  # as a thousand times in a load, after `load_ahead`
         import torch
 
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        if device is None or dtype is not None or memory_format is not None:
-            with loading.moving(store, self, device, dtype):
+        parts = loading.modules_of(self)
+        is_plain = device is not None and dtype is None and memory_format is None
+        if not is_plain or not all(map(loading.moves_as_torch_does, parts)):
+            with loading.moving(store, loading.parameters_of(parts), device, dtype):
                 return original(self, *args, **kwargs)
-        if loading.modules_elsewhere(self, device):
-            with loading.moving(store, self, device, dtype):
-                for module in loading.modules_elsewhere(self, device):  # still, with buffers for example
-                    original(module, *args, **kwargs)
+        parts = [part for part in parts if not loading.is_on(part, device)]
+        if parts:
+            with loading.moving(store, loading.parameters_of(parts), device, dtype):
+                for part in parts:
+                    if not loading.is_on(part, device):  # still; with buffers for example
+                        original(part, *args, **kwargs)
         return self
 
     return to

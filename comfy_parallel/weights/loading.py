@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +94,11 @@ def before_load(module: Any, state_dict: dict[str, Any], prefix: str) -> None:
 
 
 @contextmanager
-def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]:
-    """Let the body, `module.to(device, dtype)`, do without copying what ends in shared memory, and copy what leaves it
-    for a GPU faster than torch would."""
+def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> Iterator[None]:
+    """Let the body, which moves these parameters' modules by `to(device, dtype)`, do without copying what ends in
+    shared memory, and copy what leaves it for a GPU faster than torch would."""
     with transfers.complete():
-        leaving = before_move(store, module, device, dtype)
+        leaving = before_move(store, parameters, device, dtype)
         try:
             if device is not None and device.type == "cuda":
                 pairs = [
@@ -113,7 +113,7 @@ def moving(store: Store, module: Any, device: Any, dtype: Any) -> Iterator[None]
 def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
     skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    pairs = [(p, _shared_data(p)) for p in parameters_of(model) if id(p) not in skipped]
+    pairs = [(p, _shared_data(p)) for p in parameters_of(modules_of(model)) if id(p) not in skipped]
     transfers.move([pair for pair in pairs if pair[1] is not None], device, store.may_pin)
 
 
@@ -129,37 +129,38 @@ def modules_of(module: Any) -> list[Any]:
     return list(found.values())
 
 
-def parameters_of(module: Any) -> list[Any]:
-    """What `module.parameters()` tells, in a fraction of the time."""
-    found = (parameter for part in modules_of(module) for parameter in part._parameters.values())
+def parameters_of(modules: Iterable[Any]) -> list[Any]:
+    """These modules' own parameters, each once."""
+    found = (parameter for module in modules for parameter in module._parameters.values())
     return list(dict.fromkeys(parameter for parameter in found if parameter is not None))
 
 
-def modules_elsewhere(module: Any, device: Any) -> list[Any]:
-    """The modules to call `to(device)` of for all of `module` to be there: those with own tensors elsewhere.
+def is_on(module: Any, device: Any) -> bool:
+    """Whether the module's own tensors are on a device, so that `to(device)` changes none of them."""
+    for parameter in module._parameters.values():
+        if parameter is not None and (parameter.device != device or parameter.grad is not None):
+            return False
+    return all(buffer is None or buffer.device == device for buffer in module._buffers.values())
 
-    The module itself, if one in it moves in a way of its own.
-    """
+
+def is_leaf_on(module: Any, device: Any) -> bool:
+    """Whether `to(device)` changes nothing, for a module without others in it."""
+    return not module._modules and moves_as_torch_does(module) and is_on(module, device)
+
+
+def moves_as_torch_does(module: Any) -> bool:
     import torch
 
-    elsewhere = []
-    for part in modules_of(module):
-        if type(part)._apply is not torch.nn.Module._apply or "_apply" in vars(part):
-            return [module]
-        parameters, buffers = part._parameters.values(), part._buffers.values()
-        is_there = all(tensor is None or tensor.device == device for of in (parameters, buffers) for tensor in of)
-        if not is_there or any(parameter is not None and parameter.grad is not None for parameter in parameters):
-            elsewhere.append(part)
-    return elsewhere
+    return type(module)._apply is torch.nn.Module._apply and "_apply" not in vars(module)
 
 
-def before_move(store: Store, module: Any, device: Any, dtype: Any) -> list[tuple[Any, Any]]:
-    """Do without copying what of `module.to(device, dtype)` ends in shared memory.
+def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any) -> list[tuple[Any, Any]]:
+    """Do without copying what of a move of these parameters ends in shared memory.
 
     Returns the parameters that leave it or have left it before, each with its shared tensor; for `after_move`.
     """
     leaving = []
-    for parameter in parameters_of(module):
+    for parameter in parameters:
         if parameter.device.type != "cpu":
             home = homes.home_of(parameter)
             if home is not None and device is not None and device.type == "cpu" and dtype in (None, parameter.dtype):

@@ -92,13 +92,12 @@ class OnDevice:
 def test_a_home_is_forgotten_when_the_parameter_is_back(store: Store, path: str) -> None:
     tensor = shared_linear(store, path).weight.data
     parameter = OnDevice(tensor.to(META), 4096)
-    module = SimpleNamespace(_parameters={"weight": parameter}, _modules={})
     loading.after_move([(parameter, tensor)])
     with entered(SLOT):
-        loading.before_move(store, module, CPU, None)
+        loading.before_move(store, [parameter], CPU, None)
         assert parameter.data is tensor
         parameter.data = parameter.data * 2  # a custom node; or .half().float(), or .cpu()
-        leaving = loading.before_move(store, module, META, None)
+        leaving = loading.before_move(store, [parameter], META, None)
         assert leaving == []
         parameter.data = parameter.data.to(META)  # the allocator gives the same address again
         loading.after_move(leaving)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,10 +50,6 @@ class OnDevice:
         return getattr(self.data, name)
 
 
-def module_of(*parameters: Any) -> Any:
-    return SimpleNamespace(_parameters=dict(enumerate(parameters)), _modules={})
-
-
 def shared_linear(store: Store, path: str, slot: Slot) -> nn.Linear:
     module = nn.Linear(4, 6)
     with entered(slot):
@@ -67,7 +62,7 @@ def gone(store: Store, path: str, slot: Slot) -> tuple[OnDevice, Any]:
     """A weight that went to the device, and the shared tensor that it left."""
     module = shared_linear(store, path, slot)
     with entered(slot):
-        leaving = loading.before_move(store, module, GPU, None)
+        leaving = loading.before_move(store, list(module.parameters()), GPU, None)
     _, tensor = leaving[0]
     parameter = OnDevice(tensor.to(GPU), 4096)
     loading.after_move([(parameter, tensor)])
@@ -81,7 +76,7 @@ def test_what_leaves_for_a_device_is_told_with_what_it_leaves(store: Store, slot
     module = shared_linear(store, path, slots[0])
     addresses = [module.weight.data_ptr(), module.bias.data_ptr()]
     with entered(slots[0]):
-        leaving = loading.before_move(store, module, GPU, None)
+        leaving = loading.before_move(store, list(module.parameters()), GPU, None)
     assert [parameter for parameter, _ in leaving] == [module.weight, module.bias]
     assert [tensor.data_ptr() for _, tensor in leaving] == addresses
     assert is_shared(module.weight)
@@ -89,7 +84,7 @@ def test_what_leaves_for_a_device_is_told_with_what_it_leaves(store: Store, slot
 
 def test_what_shares_nothing_leaves_nothing(store: Store, slots: tuple[Slot, ...]) -> None:
     with entered(slots[0]):
-        assert loading.before_move(store, nn.Linear(4, 6), GPU, None) == []
+        assert loading.before_move(store, list(nn.Linear(4, 6).parameters()), GPU, None) == []
 
 
 def test_the_way_back_is_no_copy(store: Store, slots: tuple[Slot, ...], path: str) -> None:
@@ -97,7 +92,7 @@ def test_the_way_back_is_no_copy(store: Store, slots: tuple[Slot, ...], path: st
     with pytest.raises(NotImplementedError):
         parameter.data.to(CPU)
     with entered(slots[0]):
-        assert loading.before_move(store, module_of(parameter), CPU, None) == []
+        assert loading.before_move(store, [parameter], CPU, None) == []
     assert parameter.data is tensor
     assert bits(parameter.data) == bits(numbers(6, 4))
 
@@ -108,7 +103,7 @@ def test_only_the_way_back_leads_home(
 ) -> None:
     parameter, _ = gone(store, path, slots[0])
     with entered(slots[0]):
-        loading.before_move(store, module_of(parameter), device, dtype)
+        loading.before_move(store, [parameter], device, dtype)
     assert parameter.data.is_meta
 
 

@@ -334,30 +334,54 @@ def test_a_model_that_is_loaded_whole_is_copied_but_for_its_patched_weights(
     assert transfers.bytes_from(slot)["pinned"] == ROWS * 16
 
 
-def test_only_modules_with_tensors_elsewhere_are_moved() -> None:
+def test_only_modules_with_tensors_elsewhere_are_moved(
+    store: Store, slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, buffered, grown = nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)
     model = nn.Sequential(inside, nn.Sequential(buffered, grown))
-    assert loading.modules_elsewhere(model, CPU) == []
-    grown.weight.grad = torch.zeros(2, 2)
-    assert loading.modules_elsewhere(model, CPU) == [grown]
-    buffered.running_mean = torch.zeros(2, device="meta")
-    assert loading.modules_elsewhere(model, CPU) == [buffered, grown]
-    assert set(loading.modules_elsewhere(model, torch.device("meta"))) == {inside, buffered, grown}
+    moved, apply = [], nn.Module._apply
+
+    def note(self: nn.Module, fn: Any, recurse: bool = True) -> Any:
+        moved.append(self)
+        return apply(self, fn, recurse)
+
+    monkeypatch.setattr(nn.Module, "_apply", note)
+    meta = torch.device("meta")
+    with entered(slot):
+        model.to(CPU)
+        assert moved == []
+        grown.weight.grad = torch.zeros(2, 2)
+        model.to(CPU)
+        assert moved == [grown]
+        buffered.running_mean = torch.zeros(2, device=meta)
+        buffered.to(meta)
+        assert moved == [grown, buffered]
+        model.to(meta)
+        assert moved == [grown, buffered, inside, grown]
+        assert {tensor.device for tensor in model.state_dict().values()} == {meta}
+        inside.to(meta)
+        assert len(moved) == 4
 
 
-def test_a_module_that_moves_in_its_own_way_does_so() -> None:
+def test_a_module_that_moves_in_its_own_way_does_so(store: Store, slot: Slot) -> None:
     class Own(nn.Linear):
+        applied = 0
+
         def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            Own.applied += 1
             return super()._apply(fn, recurse)
 
     model = nn.Sequential(nn.Linear(2, 2), Own(2, 2))
-    assert loading.modules_elsewhere(model, CPU) == [model]
+    with entered(slot):
+        model.to(CPU)
+        model[1].to(CPU)
+    assert Own.applied == 2
 
 
 def test_parameters_are_told_once_and_in_order() -> None:
     tied = nn.Linear(3, 3)
     model = nn.Sequential(tied, nn.Linear(3, 3, bias=False), tied)
-    assert [id(p) for p in loading.parameters_of(model)] == [id(p) for p in model.parameters()]
+    assert [id(p) for p in loading.parameters_of(loading.modules_of(model))] == [id(p) for p in model.parameters()]
 
 
 # From other GPUs.
