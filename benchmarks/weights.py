@@ -3,16 +3,17 @@
     python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--only memory|loading]
         [--models-dir DIR]
 
-Memory is the host process's proportional set size after one image on each slot, with one model and after two models
-in turns. On CPU slots a switch is a job that loads the other model and decodes one small latent image with its VAE. On
-GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own functions load and unload an SDXL
-and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots at once. The models are kept in
---models-dir, if it is given.
+Memory is the host process's proportional set size after one image on each slot, with one model, after two models in
+turns, and after ten images more. On CPU slots a switch is a job that loads the other model and decodes one small
+latent image with its VAE. On GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own
+functions load and unload an SDXL and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots
+at once. The models are kept in --models-dir, if it is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ SWITCHES = 6
 ROUNDS = {"sdxl": 5, "flux": 2}
 RAM_GB = "64"  # for the Flux-shaped model's 24 GB and the others
 GIB = 1 << 30
+_seeds = itertools.count(1)
 
 
 def main() -> None:
@@ -97,23 +100,36 @@ def started(comfyui: Path, models: Path, devices: list[str], slots: str | None) 
 # Memory, and on CPU slots switches.
 
 
+@dataclass
+class Memory:
+    """Of one server. All but `resident` are proportional set sizes, in bytes."""
+
+    name: str
+    one: int  # every slot has made an image with the large model
+    two: int  # and then with the small one and the large one
+    repeated: int  # and then ten more
+    resident: int
+    switch_s: float | None
+
+
 def compare_memory(comfyui: Path, models: Path, devices: list[str], counts: list[int], names: tuple[str, str]) -> None:
     rows = []
     for count in (None, *counts):
         slots = None if count is None else ",".join(devices[:count])
         with started(comfyui, models, devices, slots) as server:
-            one, two = (memory_after(server, count, used) for used in (names[1:], names))
+            one, two, repeated = (memory_after(server, count, used) for used in (names[1:], names, names * 5))
             can_switch = devices[0] == "cpu" and count in (None, 1)
             seconds = switch_seconds(server, names) if can_switch else None
-        rows.append(("stock" if count is None else f"{count} slot(s)", one, two, seconds))
+            name = "stock" if count is None else f"{count} slot(s)"
+            rows.append(Memory(name, one, two, repeated, server.rss_bytes, seconds))
     report_memory(rows, counts)
 
 
 def memory_after(server: HostServer, count: int | None, names: tuple[str, ...]) -> int:
-    """Bytes, once every slot has made an image with each of these checkpoints."""
+    """Proportional set size once every slot has made an image with each of these checkpoints."""
     for name in names:
         slots = [None] if count is None else range(count)
-        ids = [server.submit(txt2img(1, ckpt=name, steps=1), slot)["prompt_id"] for slot in slots]
+        ids = [server.submit(txt2img(next(_seeds), ckpt=name, steps=1), slot)["prompt_id"] for slot in slots]
         for entry in server.wait(ids, 300).values():
             assert entry["status"]["completed"], entry["status"]
     return server.pss_bytes
@@ -139,13 +155,19 @@ def load_and_decode(name: str) -> Workflow:
     }
 
 
-def report_memory(rows: list[tuple[str, int, int, float | None]], counts: list[int]) -> None:
-    print(f"\n{'':12}{'one model, MiB':>16}{'two in turns, MiB':>19}{'of one slot':>13}{'switch, s':>11}")
+def report_memory(rows: list[Memory], counts: list[int]) -> None:
+    print(
+        f"\nPSS, MiB:   {'one model':>11}{'two in turns':>14}{'of one slot':>13}{'10 jobs more':>14}"
+        f"{'RSS, MiB':>10}{'switch, s':>11}"
+    )
     ours = dict(zip(counts, rows[1:], strict=True))
-    for name, one, two, seconds in rows:
-        shown = "" if seconds is None else f"{seconds:.2f}"
-        print(f"{name:12}{one >> 20:16}{two >> 20:19}{one / ours[1][1]:13.2f}{shown:>11}")
-    stock_seconds, our_seconds = rows[0][3], ours[1][3]
+    for row in rows:
+        switch = "" if row.switch_s is None else f"{row.switch_s:.2f}"
+        print(
+            f"{row.name:12}{row.one >> 20:11}{row.two >> 20:14}{row.two / ours[1].two:13.2f}"
+            f"{row.repeated / row.two - 1:14.1%}{row.resident >> 20:10}{switch:>11}"
+        )
+    stock_seconds, our_seconds = rows[0].switch_s, ours[1].switch_s
     if stock_seconds is not None and our_seconds is not None:
         print(f"switching to the large model: stock / ours = {stock_seconds / our_seconds:.1f}")
 

@@ -104,8 +104,12 @@ class HostServer:
     @property
     def pss_bytes(self) -> int:
         """Proportional set size of the host's process."""
-        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+        return self._memory("Pss")
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident set size of the host's process."""
+        return self._memory("Rss")
 
     def __enter__(self) -> HostServer:
         self.start()
@@ -236,6 +240,10 @@ class HostServer:
             environment["COMFY_PARALLEL_DEVICES"] = self.slots  # "" leaves the choice to the scheduler
         environment.update({name: value for name, value in self.env.items() if value is not None})
         return {name: value for name, value in environment.items() if self.env.get(name, value) is not None}
+
+    def _memory(self, kind: str) -> int:
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{kind}:"))
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
