@@ -43,6 +43,13 @@ def allows_origins() -> bool:
     return bool(args.enable_cors_header)
 
 
+def may_pin() -> bool:
+    """Whether the host may pin memory (`--disable-pinned-memory`)."""
+    from comfy.cli_args import args
+
+    return not getattr(args, "disable_pinned_memory", False)
+
+
 def weight_files(folder: str) -> list[str]:
     """The files of a model folder, as the host's loader nodes know them."""
     import folder_paths

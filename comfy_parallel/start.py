@@ -102,7 +102,7 @@ def _share_weights(front: Any) -> None:
         return
     from comfy_parallel.weights.store import Store
 
-    loading.use(Store(mode, ram.budget_bytes(_config.ram_gb)))
+    loading.use(Store(mode, ram.budget_bytes(_config.ram_gb), pins=host.may_pin()))
     front.between_jobs = loading.between_jobs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.patching import Patch
-from comfy_parallel.weights import homes, loading, memory, transfers
+from comfy_parallel.weights import homes, loading, memory, streaming, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _UNTIL = "the host's models alias the mapped file on every device"
@@ -204,6 +204,36 @@ def _pin_memory(original: Callable[..., bool]) -> Callable[..., bool]:
     return pin_memory
 
 
+def _pin_weights(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def pin_memory(module: Any, subset: str = "weights", size: Any = None, **others: Any) -> Any:
+        """No slot's own copy of what all slots can read from one place."""
+        store = loading.store_of_slot()
+        if store is not None and subset in ("weights", "weights-loaded"):
+            weights = [getattr(module, name, None) for name in ("weight", "bias")]
+            if streaming.can_stream(store, weights):
+                return False
+        return original(module, subset=subset, size=size, **others)
+
+    return pin_memory
+
+
+def _read_slice(original: Callable[..., bool]) -> Callable[..., bool]:
+    @functools.wraps(original)
+    def read_tensor_file_slice_into(
+        tensor: Any, destination: Any, stream: Any = None, destination2: Any = None, **others: Any
+    ) -> bool:
+        store = loading.store_of_slot()
+        if store is not None:
+            targets = [target for target in (destination, destination2) if target is not None]
+            is_to_gpu = [target.device.type for target in targets] == ["cuda"]  # not by way of the host's pinned copy
+            if is_to_gpu and streaming.copy_in(store, tensor, targets[0], stream):
+                return True
+        return original(tensor, destination, stream=stream, destination2=destination2, **others)
+
+    return read_tensor_file_slice_into
+
+
 def _patch(target: str, wrap: Any, *params: str, optional: bool = False, hazards: tuple[int, ...] = ()) -> Patch:
     return Patch(target=target, wrap=wrap, params=params, optional=optional, hazards=hazards, why=_WHY, until=_UNTIL)
 
@@ -251,4 +281,14 @@ PATCHES: tuple[Patch, ...] = (
     _patch("comfy.model_management:unet_inital_load_device", _on_cpu_first),
     _patch("comfy.model_management:text_encoder_initial_device", _on_cpu_first),
     _patch("comfy.model_management:pin_memory", _pin_memory, "tensor", optional=True, hazards=(36,)),
+    _patch("comfy.pinned_memory:pin_memory", _pin_weights, "module", "subset", "size", optional=True),
+    _patch(
+        "comfy.memory_management:read_tensor_file_slice_into",
+        _read_slice,
+        "tensor",
+        "destination",
+        "stream",
+        "destination2",
+        optional=True,
+    ),
 )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slot import SlotLocal, current_slot
-from comfy_parallel.weights import homes, ram, transfers
+from comfy_parallel.weights import homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
 from comfy_parallel.weights.spans import Span
@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # Linux only
 
 logger = logging.getLogger(__name__)
 
-_FILE_SLICE = "_comfy_tensor_file_slice"  # A host with dynamic VRAM maps files itself, and reads them as it needs them.
 _OWN_USES = 2  # of a storage: the parameter, and the storage object that asks
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _store: Store | None = None
@@ -253,9 +252,11 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _views_of_safetensors(store: Store, file: WeightFile, weights: dict[str, Any]) -> dict[str, Any]:
-    if any(hasattr(tensor.untyped_storage(), _FILE_SLICE) for tensor in weights.values() if _is_plain_tensor(tensor)):
-        return weights
     content = store.content(file)
+    plain = list(filter(_is_plain_tensor, weights.values()))
+    if any(map(streaming.is_mapped_by_host, plain)):
+        streaming.note_slices(content, plain)
+        return weights
     if file.index is None:
         file.index = read_entries(content.fd)
     with file.private_view() as view:

@@ -87,6 +87,11 @@ class Pins:
                 copy(ready)
         return left
 
+    def can_read(self, offset: int, size: int, may_pin: Callable[[int], bool]) -> bool:
+        """Whether this range is pinned, or could be now."""
+        with self._lock:
+            return all(self._is_pinned(start // CHUNK, may_pin) for start, _ in pieces(offset, size))
+
     def close(self) -> None:
         """Wait for the copies that are queued, unpin the memory and never pin it again."""
         with self._lock:

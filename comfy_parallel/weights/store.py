@@ -126,10 +126,12 @@ class Store:
         mode: `map` files where they can be guarded against being overwritten, else `copy` them.
         budget_bytes: for copies, conversions and what is pinned; beyond it those that nobody uses go, least recently
             used first.
+        pins: whether memory may be pinned at all.
     """
 
-    def __init__(self, mode: str, budget_bytes: int) -> None:
+    def __init__(self, mode: str, budget_bytes: int, *, pins: bool = True) -> None:
         self.mode = mode
+        self._pins = pins
         self.budget_bytes = budget_bytes
         self._files: OrderedDict[Identity, WeightFile] = OrderedDict()
         self._outdated: list[WeightFile] = []
@@ -218,6 +220,8 @@ class Store:
 
     def may_pin(self, size: int) -> bool:
         """Whether so many bytes more fit into the budget; what nobody uses makes room."""
+        if not self._pins:
+            return False
         for file in self.files():
             if self.used_bytes + size > self.budget_bytes:
                 self._drop(file)

@@ -13,6 +13,7 @@ from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
 from comfy_parallel.weights.homes import Arrival, Place
 from comfy_parallel.weights.pins import Piece
+from comfy_parallel.weights.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,21 @@ def bytes_from(slot: Slot) -> dict[str, int]:
     """How many bytes were copied to a slot's device, by what from: pinned memory, staging buffers or another GPU."""
     counted = _queued.of(slot).bytes_from
     return {source: counted[source] for source in ("pinned", "staged", "peer")}
+
+
+def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], pieces: list[Piece]) -> None:
+    """Queue copies of pieces of a region's tensors, within its pins' `read`.
+
+    Args:
+        spans: where the tensors lie; `pieces` has their numbers.
+        copies: tensors on the device, likewise.
+    """
+    import torch
+
+    with torch.inference_mode():  # Tensors of both kinds may be written to.
+        sources = [_part(region.pins.tensor(spans[piece[0]]), piece) for piece in pieces]
+        torch._foreach_copy_([_part(copies[piece[0]], piece) for piece in pieces], sources, non_blocking=True)
+    _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
 def _batches(tensors: list[Any]) -> Iterator[slice]:
@@ -150,14 +166,8 @@ def _copy_from_ram(
 
     stream = torch.cuda.current_stream(copies[numbers[0]].device)
     ranges = [(number, places[number][1].offset, tensors[number].nbytes) for number in numbers]
-
-    def queue(pieces: list[Piece]) -> None:
-        with torch.inference_mode():  # Tensors of both kinds may be written to.
-            sources = [_part(region.pins.tensor(places[piece[0]][1]), piece) for piece in pieces]
-            torch._foreach_copy_([_part(copies[piece[0]], piece) for piece in pieces], sources, non_blocking=True)
-        queued.bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
-
-    for piece in region.pins.read(ranges, stream, may_pin, queue):
+    spans = [span for _, span in places]
+    for piece in region.pins.read(ranges, stream, may_pin, lambda pieces: copy_pinned(region, spans, copies, pieces)):
         if queued.staging is None:
             queued.staging = _Staging()
         with torch.inference_mode():

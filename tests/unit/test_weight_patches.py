@@ -157,21 +157,6 @@ def test_options_of_later_hosts_are_passed_on(store: Store, slot: Slot, path: st
     assert seen["mmap"] is True
 
 
-def test_what_the_host_has_mapped_itself_is_left_to_it(store: Store, slot: Slot, path: str) -> None:
-    """ComfyUI's dynamic VRAM reads parts of files to the GPU when it needs them, and knows them by this attribute."""
-    weights = load_file(path)
-    for tensor in weights.values():
-        tensor.untyped_storage()._comfy_tensor_file_slice = "where it lies in the file"  # type: ignore[attr-defined]
-
-    def load_torch_file(ckpt: str, **options: Any) -> Any:
-        return weights
-
-    with entered(slot):
-        assert wrapper(f"{UTILS}:load_torch_file")(load_torch_file)(path) is weights
-    assert all(origin_of(tensor) is None for tensor in weights.values())
-    assert store.used_bytes == 0
-
-
 def failing(error: Exception) -> Callable[..., Any]:
     def load_torch_file(ckpt: str, **options: Any) -> Any:
         raise error

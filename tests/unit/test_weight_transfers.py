@@ -18,72 +18,23 @@ from comfy_parallel.weights import homes, loading, peers, pins, transfers
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
+from tests.unit.weight_device import CHUNK, Driver, Stream, stand_in_driver, stand_in_stream
 from tests.unit.weight_samples import GIB, bits, collect, numbers, read, torch_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
 CPU = torch.device("cpu")
-CHUNK = 4096
 ROWS = 1500  # of 4 numbers each: 24,000 bytes
-
-
-class Driver:
-    """CUDA's registrations. `refused` are the numbers of those that it refuses."""
-
-    def __init__(self) -> None:
-        self.registered: dict[int, int] = {}
-        self.refused: set[int] = set()
-        self.cleared = 0
-        self._calls = 0
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802 - CUDA's name
-        assert flags == 8
-        self._calls += 1
-        if self._calls - 1 in self.refused:
-            return 801
-        assert not any(start < address + size and address < start + length for start, length in self.registered.items())
-        self.registered[address] = size
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        return 0 if self.registered.pop(address, None) else 713
-
-    def cudaGetErrorString(self, code: int) -> str:  # noqa: N802
-        return f"error {code}"
-
-    def clear(self) -> None:
-        self.cleared += 1
-
-
-class Stream:
-    """Of a GPU. `queued` copies are done when it is waited for."""
-
-    def __init__(self) -> None:
-        self.waits = 0
-
-    def synchronize(self) -> None:
-        self.waits += 1
-
-    def record_event(self) -> Stream:
-        return self
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    driver = Driver()
-    monkeypatch.setattr(pins, "_driver", lambda: driver)
-    monkeypatch.setattr(pins, "_clear_error", driver.clear)
-    monkeypatch.setattr(pins, "CHUNK", CHUNK)
-    return driver
+    return stand_in_driver(monkeypatch)
 
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    stream = Stream()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
-    return stream
+    return stand_in_stream(monkeypatch)
 
 
 @pytest.fixture

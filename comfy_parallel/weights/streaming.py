@@ -1,0 +1,105 @@
+"""Single weights that a host with dynamic VRAM copies to the GPU whenever it needs them.
+
+The host keeps a pinned copy of each in RAM, for each model, and so for each slot. Here they come from the one mapping
+of their file that all slots share.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from comfy_parallel.slot import SlotLocal, current_slot
+from comfy_parallel.weights import transfers
+from comfy_parallel.weights.memory import Origin, Region, origin_of
+from comfy_parallel.weights.spans import Span
+
+if TYPE_CHECKING:  # Linux only
+    from comfy_parallel.weights.store import Store
+
+_HOSTS_SLICE = "_comfy_tensor_file_slice"  # the host's note on a storage: where in a file it lies
+_OWN_SLICE = "comfy_parallel_slice"
+
+
+class _Running:
+    """The calling slot's copies that may still run. The regions they read are kept until they are over."""
+
+    def __init__(self) -> None:
+        self._copies: deque[tuple[Any, Region]] = deque()
+
+    def add(self, event: Any, region: Region) -> None:
+        while self._copies and self._copies[0][0].query():
+            self._copies.popleft()
+        self._copies.append((event, region))
+
+
+_running: SlotLocal[_Running] = SlotLocal(_Running)
+
+
+def is_mapped_by_host(tensor: Any) -> bool:
+    """Whether the host has mapped the tensor's file itself, to read it when it needs it."""
+    return hasattr(tensor.untyped_storage(), _HOSTS_SLICE)
+
+
+def note_slices(content: Region, tensors: Iterable[Any]) -> None:
+    """Remember where in a file's content these tensors lie, those that the host has mapped itself."""
+    slot = current_slot()
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        file_slice = getattr(storage, _HOSTS_SLICE, None)
+        if file_slice is not None and file_slice.offset + file_slice.size <= content.size:
+            origin = Origin(content, file_slice.offset, slot.index if slot is not None else None, is_private=False)
+            setattr(storage, _OWN_SLICE, origin)
+
+
+def can_stream(store: Store, tensors: Iterable[Any]) -> bool:
+    """Whether these tensors all lie in registered memory that slots share, or can: nobody need pin copies of them.
+
+    Args:
+        tensors: None among them does not count; quantised ones count with their numbers.
+    """
+    found = [getattr(tensor, "_qdata", tensor) for tensor in tensors if tensor is not None]
+    places = [_place_of(tensor) for tensor in found]
+    return bool(found) and all(
+        place is not None and place[0].pins.can_read(place[1], tensor.nbytes, store.may_pin)
+        for tensor, place in zip(found, places, strict=True)
+    )
+
+
+def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
+    """Queue a copy of a tensor to the GPU.
+
+    Args:
+        target: of the tensor's dtype and shape.
+        stream: CUDA's; None for the current one.
+
+    Returns whether that was possible. If not, some of it may be queued all the same.
+    """
+    import torch
+
+    place = _place_of(tensor) if type(tensor) in (torch.Tensor, torch.nn.Parameter) else None
+    if place is None or (target.dtype, target.shape) != (tensor.dtype, tensor.shape) or not target.is_contiguous():
+        return False
+    region, offset = place
+    span = Span.of(tensor, offset)
+    with torch.cuda.stream(stream):  # None: as it is
+        queue = torch.cuda.current_stream(target.device)
+        left = region.pins.read(
+            [(0, offset, tensor.nbytes)],
+            queue,
+            store.may_pin,
+            lambda pieces: transfers.copy_pinned(region, [span], [target], pieces),
+        )
+        _running.get().add(queue.record_event(), region)
+    return not left
+
+
+def _place_of(tensor: Any) -> tuple[Region, int] | None:
+    """The region that a contiguous tensor's bytes lie in, and from where; None if it lies elsewhere."""
+    if not tensor.is_cpu or not tensor.is_contiguous():
+        return None
+    origin: Origin | None = getattr(tensor.untyped_storage(), _OWN_SLICE, None) or origin_of(tensor)
+    if origin is None or origin.is_private:
+        return None
+    return origin.region, origin.offset + tensor.storage_offset() * tensor.dtype.itemsize
