@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.patching import Patch
-from comfy_parallel.weights import homes, loading, memory, streaming, transfers
+from comfy_parallel.weights import homes, leaves, loading, memory, streaming, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
+_WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
 _UNTIL = "the host's models alias the mapped file on every device"
 
 
@@ -125,6 +126,28 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
+def _named_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def named_parameters(
+        self: Any, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True, **others: Any
+    ) -> Any:
+        is_own = not (recurse and self._modules) and leaves.lists_as_torch_does(self)
+        if not is_own or others or loading.store_of_slot() is None:
+            return original(self, prefix=prefix, recurse=recurse, remove_duplicate=remove_duplicate, **others)
+        return leaves.named_parameters(self, prefix, remove_duplicate)
+
+    return named_parameters
+
+
+def _module_size(original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def module_size(module: Any) -> int:
+        size = leaves.size(module) if loading.store_of_slot() is not None else None
+        return original(module) if size is None else size
+
+    return module_size
+
+
 def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
     get_attr = original.__globals__["get_attr"]
 
@@ -234,8 +257,8 @@ def _read_slice(original: Callable[..., bool]) -> Callable[..., bool]:
     return read_tensor_file_slice_into
 
 
-def _patch(target: str, wrap: Any, *params: str, optional: bool = False, hazards: tuple[int, ...] = ()) -> Patch:
-    return Patch(target=target, wrap=wrap, params=params, optional=optional, hazards=hazards, why=_WHY, until=_UNTIL)
+def _patch(target: str, wrap: Any, *params: str, why: str = _WHY, **others: Any) -> Patch:
+    return Patch(target=target, wrap=wrap, params=params, why=why, until=_UNTIL, **others)
 
 
 PATCHES: tuple[Patch, ...] = (
@@ -252,6 +275,16 @@ PATCHES: tuple[Patch, ...] = (
     ),
     _patch("torch.nn.modules.module:Module.to", _to, "self"),
     _patch("torch.nn.modules.module:Module._apply", _apply, "self"),
+    _patch(
+        "torch.nn.modules.module:Module.named_parameters",
+        _named_parameters,
+        "self",
+        "prefix",
+        "recurse",
+        "remove_duplicate",
+        why=_WHY_FASTER,
+    ),
+    _patch("comfy.model_management:module_size", _module_size, "module", why=_WHY_FASTER),
     _patch(
         "comfy.model_patcher:ModelPatcher.load",
         _load,
