@@ -1,4 +1,4 @@
-"""Parameters on a device that are unchanged copies of shared tensors.
+"""Parameters that are shared tensors, and those on a device that are unchanged copies of one.
 
 The way back costs nothing, and other GPUs may copy from them.
 """
@@ -6,7 +6,7 @@ The way back costs nothing, and other GPUs may copy from them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -26,30 +26,37 @@ class Arrival:
     is_over: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Home:
-    """The shared tensor that a parameter on a device was copied from, and where the copy lies."""
+    """The shared tensor that a parameter is an alias of, or a copy of.
 
-    tensor: Any
-    address: int
+    Attributes:
+        copy_address: where its copy on a device lies; 0 while it is an alias.
+        arrival: of the copy; None where others may not copy from it.
+        is_listed: among those that others may copy from.
+    """
+
+    __slots__ = ("address", "arrival", "copy_address", "dtype", "is_listed", "place", "shape", "stride", "tensor")
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self.place = place_of(tensor)
+        self.address = tensor.data_ptr()
+        self.dtype, self.shape, self.stride = tensor.dtype, tensor.shape, tensor.stride()
+        self.copy_address = 0
+        self.arrival: Arrival | None = None
+        self.is_listed = False
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Parameters may be pickled; what they are read as has no home."""
+        return _no_home, ()
+
+
+def _no_home() -> None:
+    pass
 
 
 _lock = threading.Lock()
-_holders: WeakKeyDictionary[Region, dict[Span, list[tuple[ref[Any], Arrival]]]] = WeakKeyDictionary()
-
-
-def remember(parameter: Any, tensor: Any) -> None:
-    """Say that a parameter is a copy of a shared tensor."""
-    setattr(parameter, _HOME, Home(tensor, parameter.data_ptr()))
-
-
-def lend(parameters: Iterable[tuple[Any, Place]], arrival: Arrival) -> None:
-    """Let other GPUs copy from these parameters, which remember a home, once their arrival is over."""
-    with _lock:
-        for parameter, (region, span) in parameters:
-            holders = _holders.setdefault(region, {}).setdefault(span, [])
-            holders[:] = [holder for holder in holders if _is_other(holder[0](), parameter)]
-            holders.append((ref(parameter), arrival))
+_holders: WeakKeyDictionary[Region, dict[Span, list[ref[Any]]]] = WeakKeyDictionary()
 
 
 def place_of(tensor: Any) -> Place:
@@ -59,20 +66,66 @@ def place_of(tensor: Any) -> Place:
     return origin.region, span_of(tensor, origin)
 
 
-def home_of(parameter: Any) -> Any:
-    """The shared tensor with a device parameter's numbers; None if it has none, or is another tensor by now."""
+def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
+    """The home of a parameter that is an alias of a shared tensor; None if it is none.
+
+    Args:
+        shared_data: gives that tensor, or None. Not asked while the parameter's memory is the same as before.
+    """
     home: Home | None = getattr(parameter, _HOME, None)
-    if home is None or home.address != parameter.data_ptr() or home.tensor.dtype != parameter.dtype:
+    if (
+        home is not None
+        and not home.copy_address
+        and parameter.data_ptr() == home.address
+        and parameter.dtype is home.dtype
+        and parameter.shape == home.shape
+        and parameter.stride() == home.stride
+    ):
+        return home
+    data = shared_data(parameter)
+    if data is None:
         return None
-    return home.tensor if home.tensor.shape == parameter.shape else None
+    home = Home(data)
+    setattr(parameter, _HOME, home)
+    return home
+
+
+def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
+    """Say that a parameter is a copy of a shared tensor, and that it arrives with this arrival.
+
+    Args:
+        arrival: None where others may not copy from it.
+    """
+    home.arrival = arrival  # first: others look at the parameter at any time
+    home.copy_address = parameter.data_ptr()
+    setattr(parameter, _HOME, home)
+    if arrival is not None and not home.is_listed:
+        _list(parameter, home)
+
+
+def _list(parameter: Any, home: Home) -> None:
+    region, span = home.place
+    with _lock:
+        holders = _holders.setdefault(region, {}).setdefault(span, [])
+        holders[:] = [holder for holder in holders if holder() is not None]
+        holders.append(ref(parameter))
+        home.is_listed = True
+
+
+def home_of(parameter: Any) -> Home | None:
+    """The home of a parameter on a device; None if it has none, or is another tensor by now."""
+    home: Home | None = getattr(parameter, _HOME, None)
+    if home is None or home.copy_address != parameter.data_ptr() or home.dtype != parameter.dtype:
+        return None
+    return home if home.copy_address and home.shape == parameter.shape else None
 
 
 def send_home(parameter: Any) -> None:
     """Let a parameter on a device that still is a copy of a shared tensor be that tensor again."""
     home = home_of(parameter)
     if home is not None:
-        parameter.data = home  # Who copies from it keeps its memory until that is done.
-        delattr(parameter, _HOME)
+        parameter.data = home.tensor  # Who copies from it keeps its memory until that is done.
+        home.copy_address = 0
 
 
 def forget(parameter: Any) -> None:
@@ -100,19 +153,18 @@ def borrow(places: Sequence[Place], copies: Sequence[Any]) -> dict[int, Any]:
     return found
 
 
-def _lender(holders: Iterable[tuple[ref[Any], Arrival]], target: int) -> Any:
+def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
     """The numbers of a parameter on another GPU."""
-    for holder, arrival in holders:
+    for holder in holders:
         parameter = holder()
-        if parameter is None or not arrival.is_over:
-            continue
-        data = parameter.data  # first: the parameter may be sent home at any time
         home: Home | None = getattr(parameter, _HOME, None)
-        is_copy = home is not None and home.address == data.data_ptr() and data.is_cuda
-        if is_copy and peers.is_faster_than_ram(data.device.index, target):
+        if parameter is None or home is None:
+            continue
+        data = (
+            parameter.data
+        )  # The parameter may go home or leave again at any time; so this order, that of `remember`.
+        is_copy = data.is_cuda and home.copy_address == data.data_ptr()
+        is_complete = is_copy and home.arrival is not None and home.arrival.is_over
+        if is_complete and peers.is_faster_than_ram(data.device.index, target):
             return data
     return None
-
-
-def _is_other(parameter: Any, than: Any) -> bool:
-    return parameter is not None and parameter is not than

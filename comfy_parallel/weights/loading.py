@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_parallel.slot import SlotLocal, current_slot
 from comfy_parallel.weights import homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
+from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
 from comfy_parallel.weights.spans import Span
 
@@ -100,9 +101,7 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
         leaving = before_move(store, parameters, device, dtype)
         try:
             if device is not None and device.type == "cuda":
-                pairs = [
-                    (p, tensor) for p, tensor in leaving if p.device.type == "cpu" and dtype in (None, tensor.dtype)
-                ]
+                pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.dtype)]
                 transfers.move(pairs, device, store.may_pin)
             yield
         finally:
@@ -112,8 +111,8 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
 def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
     skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    pairs = [(p, _shared_data(p)) for p in parameters_of(modules_of(model)) if id(p) not in skipped]
-    transfers.move([pair for pair in pairs if pair[1] is not None], device, store.may_pin)
+    pairs = [(p, home_at(p)) for p in parameters_of(modules_of(model)) if id(p) not in skipped]
+    transfers.move([(p, home) for p, home in pairs if home is not None], device, store.may_pin)
 
 
 def modules_of(module: Any) -> list[Any]:
@@ -153,10 +152,10 @@ def moves_as_torch_does(module: Any) -> bool:
     return type(module)._apply is torch.nn.Module._apply and "_apply" not in vars(module)
 
 
-def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any) -> list[tuple[Any, Any]]:
+def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any) -> list[tuple[Any, Home]]:
     """Do without copying what of a move of these parameters ends in shared memory.
 
-    Returns the parameters that leave it or have left it before, each with its shared tensor; for `after_move`.
+    Returns the parameters that leave it or have left it before, each with its home; for `after_move`.
     """
     leaving = []
     for parameter in parameters:
@@ -166,22 +165,27 @@ def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any
                 homes.send_home(parameter)
             elif home is not None:
                 leaving.append((parameter, home))  # It may stay where it is.
-        elif (data := _shared_data(parameter)) is not None:
+        elif (home := home_at(parameter)) is not None:
             if device is not None and device.type != "cpu":
-                leaving.append((parameter, data))
+                leaving.append((parameter, home))
             elif _is_other_float(dtype, parameter.dtype):
-                shared = _shared(store, data, parameter, dtype)
+                shared = _shared(store, home.tensor, parameter, dtype)
                 if shared is not None:
                     parameter.data = shared
     return leaving
 
 
-def after_move(leaving: list[tuple[Any, Any]]) -> None:
+def after_move(leaving: list[tuple[Any, Home]]) -> None:
     """Remember where these parameters came from, so that the way back is free."""
-    for parameter, tensor in leaving:
-        is_copy = parameter.device.type != "cpu" and parameter.dtype == tensor.dtype
-        if is_copy and homes.home_of(parameter) is not tensor:
-            homes.remember(parameter, tensor)
+    for parameter, home in leaving:
+        is_copy = parameter.device.type != "cpu" and parameter.dtype == home.dtype
+        if is_copy and homes.home_of(parameter) is not home:
+            homes.remember(parameter, home, None)
+
+
+def home_at(parameter: Any) -> Home | None:
+    """The home of a parameter that is an alias of a shared tensor."""
+    return homes.home_at(parameter, _shared_data)
 
 
 def forget_homes(module: Any) -> None:
@@ -226,10 +230,7 @@ def _is_other_float(dtype: Any, current: Any) -> bool:
 
 def _shared_data(parameter: Any) -> Any:
     """The shared tensor that a parameter is an alias of; None if it is none."""
-    if not _is_plain_parameter(parameter):
-        return None
-    data = parameter.data
-    return data if is_shared(data) else None
+    return parameter.data if _is_plain_parameter(parameter) and is_shared(parameter.data) else None
 
 
 def _is_plain_parameter(parameter: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
-from comfy_parallel.weights.homes import Arrival, Place
+from comfy_parallel.weights.homes import Arrival, Home, Place
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
 
@@ -58,18 +58,18 @@ def complete() -> Iterator[None]:
             queued.wait()
 
 
-def move(pairs: Sequence[tuple[Any, Any]], device: Any, may_pin: Callable[[int], bool]) -> None:
-    """Give each parameter a copy of its shared contiguous tensor on a CUDA device, within `complete()`.
+def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int], bool]) -> None:
+    """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
 
     Args:
-        pairs: `(parameter, tensor)`.
+        pairs: `(parameter, home)`.
         may_pin: whether so many bytes more may be pinned.
     """
     import torch
 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
-    tensors = [tensor for _, tensor in pairs]
+    tensors = [home.tensor for _, home in pairs]
     copies = _allocate(tensors, device)
     for batch in _batches(tensors):
         _move(pairs[batch], copies[batch], queued, may_pin)
@@ -131,19 +131,17 @@ def _make_room(size: int, device: Any) -> None:
         logger.debug("no %d bytes in one piece on %s", size, device)
 
 
-def _move(pairs: Sequence[tuple[Any, Any]], copies: list[Any], queued: _Queued, may_pin: Callable[[int], bool]) -> None:
-    tensors = [tensor for _, tensor in pairs]
-    places = [homes.place_of(tensor) for tensor in tensors]
-    _copy(queued, tensors, copies, places, may_pin)
-    for (parameter, tensor), copy in zip(pairs, copies, strict=True):
-        parameter.data = copy
-        homes.remember(parameter, tensor)
-    homes.lend([(parameter, place) for (parameter, _), place in zip(pairs, places, strict=True)], queued.arrival)
-
-
-def _copy(
-    queued: _Queued, tensors: list[Any], copies: list[Any], places: list[Place], may_pin: Callable[[int], bool]
+def _move(
+    pairs: Sequence[tuple[Any, Home]], copies: list[Any], queued: _Queued, may_pin: Callable[[int], bool]
 ) -> None:
+    _copy(queued, [home for _, home in pairs], copies, may_pin)
+    for (parameter, home), copy in zip(pairs, copies, strict=True):
+        parameter.data = copy
+        homes.remember(parameter, home, queued.arrival)
+
+
+def _copy(queued: _Queued, sources: list[Home], copies: list[Any], may_pin: Callable[[int], bool]) -> None:
+    tensors, places = [home.tensor for home in sources], [home.place for home in sources]
     queued.sources += tensors
     lent = homes.borrow(places, copies)
     queued.sources += lent.values()

@@ -17,7 +17,7 @@ from torch import nn
 
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import homes, peers, pins, transfers
-from comfy_parallel.weights.memory import is_shared, origin_of
+from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
@@ -95,9 +95,10 @@ def test_torch_copies_what_lies_in_several_chunks(
     """As ComfyUI does when it patches a weight."""
     module = moved(store, path, two_slots[0])
     home = homes.home_of(module.weight)
+    assert home is not None
     assert store.files()[0].pinned_bytes > 10 * CHUNK
     for start in (0, ROWS // 2, ROWS - 1):
-        assert torch.equal(home[start:].to("cuda:0", non_blocking=True), module.weight[start:])
+        assert torch.equal(home.tensor[start:].to("cuda:0", non_blocking=True), module.weight[start:])
 
 
 def test_without_a_budget_buffers_carry(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
@@ -133,10 +134,12 @@ def test_memory_that_is_not_pinned_any_more_is_not_used(
 
 def test_what_goes_is_not_pinned(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
     module = moved(store, path, two_slots[0])
-    region = origin_of(homes.home_of(module.weight)).region  # type: ignore[union-attr]
+    home = homes.home_of(module.weight)
+    assert home is not None
+    region = home.place[0]
     first = region.pins.tensor(Span.contiguous(0, torch.uint8, (CHUNK,)))
     assert first.is_pinned()
-    del module, region
+    del module, home, region
     store.drop_unused()
     assert not first.is_pinned()
     assert store.used_bytes == 0

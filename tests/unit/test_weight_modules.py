@@ -92,7 +92,7 @@ class OnDevice:
 def test_a_home_is_forgotten_when_the_parameter_is_back(store: Store, path: str) -> None:
     tensor = shared_linear(store, path).weight.data
     parameter = OnDevice(tensor.to(META), 4096)
-    loading.after_move([(parameter, tensor)])
+    loading.after_move([(parameter, homes.Home(tensor))])
     with entered(SLOT):
         loading.before_move(store, [parameter], CPU, None)
         assert parameter.data is tensor
@@ -151,7 +151,7 @@ def test_asking_for_a_patched_weight_leaves_the_model_where_it_is(store: Store, 
         def patch_weight_to_device(self, key, device_to=None, inplace_update=False, return_weight=False):
             return self.model.weight.data
 
-    homes.remember(ModelPatcher.model.weight, home)
+    homes.remember(ModelPatcher.model.weight, homes.Home(home), None)
     address = ModelPatcher.model.weight.data_ptr()
     f = ModelPatcher.patch_weight_to_device
     f = type(f)(f.__code__, {"comfy": SimpleNamespace(utils=SimpleNamespace(get_attr=getattr))}, argdefs=f.__defaults__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import homes, loading
+from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
@@ -63,10 +65,10 @@ def gone(store: Store, path: str, slot: Slot) -> tuple[OnDevice, Any]:
     module = shared_linear(store, path, slot)
     with entered(slot):
         leaving = loading.before_move(store, list(module.parameters()), GPU, None)
-    _, tensor = leaving[0]
-    parameter = OnDevice(tensor.to(GPU), 4096)
-    loading.after_move([(parameter, tensor)])
-    return parameter, tensor
+    _, home = leaving[0]
+    parameter = OnDevice(home.tensor.to(GPU), 4096)
+    loading.after_move([(parameter, home)])
+    return parameter, home.tensor
 
 
 # To a device and back.
@@ -78,7 +80,7 @@ def test_what_leaves_for_a_device_is_told_with_what_it_leaves(store: Store, slot
     with entered(slots[0]):
         leaving = loading.before_move(store, list(module.parameters()), GPU, None)
     assert [parameter for parameter, _ in leaving] == [module.weight, module.bias]
-    assert [tensor.data_ptr() for _, tensor in leaving] == addresses
+    assert [home.tensor.data_ptr() for _, home in leaving] == addresses
     assert is_shared(module.weight)
 
 
@@ -109,7 +111,7 @@ def test_only_the_way_back_leads_home(
 
 def test_a_parameter_that_was_replaced_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     parameter, tensor = gone(store, path, slots[0])
-    assert homes.home_of(parameter) is tensor
+    assert homes.home_of(parameter).tensor is tensor  # type: ignore[union-attr]
     parameter.address = 8192
     assert homes.home_of(parameter) is None
 
@@ -123,25 +125,52 @@ def test_a_parameter_of_another_type_or_shape_has_no_home(
     assert homes.home_of(parameter) is None
 
 
-def test_a_torch_parameter_whose_data_was_replaced_has_no_home() -> None:
-    parameter = nn.Parameter(torch.zeros(3))
-    home = numbers(3)
-    homes.remember(parameter, home)
+def test_a_torch_parameter_whose_data_was_replaced_has_no_home(
+    store: Store, slots: tuple[Slot, ...], path: str
+) -> None:
+    home = Home(shared_linear(store, path, slots[0]).bias.data)
+    parameter = nn.Parameter(torch.zeros(6))
+    homes.remember(parameter, home, None)
     assert homes.home_of(parameter) is home
-    parameter.data = torch.zeros(3)
+    parameter.data = torch.zeros(6)
     assert homes.home_of(parameter) is None
+
+
+def test_an_alias_that_was_replaced_is_at_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
+    module = shared_linear(store, path, slots[0])
+    home = loading.home_at(module.weight)
+    assert home is not None
+    assert loading.home_at(module.weight) is home
+    for other in (home.tensor.view(torch.int32), home.tensor.view(4, 6), home.tensor.as_strided((6, 4), (1, 6))):
+        module.weight.data = other if other.is_floating_point() else torch.zeros(6, 4)
+        found = loading.home_at(module.weight)
+        assert found is not home
+        assert found is None or (found.shape, found.stride) == (module.weight.shape, module.weight.stride())
+    module.weight.data = home.tensor * 2
+    assert loading.home_at(module.weight) is None
+
+
+def test_a_parameter_with_a_home_can_be_pickled(store: Store, slots: tuple[Slot, ...], path: str) -> None:
+    module = shared_linear(store, path, slots[0])
+    assert loading.home_at(module.weight) is not None
+    content = io.BytesIO()
+    torch.save(module, content)
+    content.seek(0)
+    read_back = torch.load(content, weights_only=False)
+    assert bits(read_back.weight) == bits(module.weight)
+    assert loading.home_at(read_back.weight) is None
 
 
 def test_what_arrived_as_another_type_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     module = shared_linear(store, path, slots[0])
     parameter = OnDevice(module.weight.data.to(GPU, torch.float16), 4096)
-    loading.after_move([(parameter, module.weight.data)])
+    loading.after_move([(parameter, Home(module.weight.data))])
     assert homes.home_of(parameter) is None
 
 
 def test_what_did_not_leave_has_no_home(store: Store, slots: tuple[Slot, ...], path: str) -> None:
     module = shared_linear(store, path, slots[0])
-    loading.after_move([(module.weight, module.weight.data)])
+    loading.after_move([(module.weight, Home(module.weight.data))])
     assert homes.home_of(module.weight) is None
 
 

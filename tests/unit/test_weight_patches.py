@@ -345,7 +345,7 @@ def test_a_weight_on_a_device_is_backed_up_from_home(host: Any, store: Store, sl
     linear = shared_linear(store, path, slot)
     home = linear.weight.data
     model = SimpleNamespace(weight=nn.Parameter(numbers(6, 4)))  # where it was copied to
-    homes.remember(model.weight, home)
+    homes.remember(model.weight, homes.Home(home), None)
     patcher = host.ModelPatcher(model, "weight")
     patcher.patch_weight_to_device("weight")
     assert not is_shared(patcher.seen[0][0])

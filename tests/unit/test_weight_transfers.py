@@ -61,8 +61,9 @@ def module(driver: Driver, store: Store, slot: Slot, tmp_path: Path) -> Iterator
     store.drop_unused()
 
 
-def pairs(module: nn.Linear) -> list[tuple[Any, Any]]:
-    return [(parameter, parameter.data) for parameter in module.parameters()]
+def pairs(module: nn.Linear) -> list[tuple[Any, homes.Home]]:
+    found = [(parameter, loading.home_at(parameter)) for parameter in module.parameters()]
+    return [(parameter, home) for parameter, home in found if home is not None]
 
 
 def copy(store: Store, module: nn.Linear) -> None:
@@ -94,10 +95,10 @@ def test_all_is_copied_from_chunks_that_are_pinned_once(
     assert sorted(driver.registered.values(), reverse=True) == [*[CHUNK] * (file_size // CHUNK), file_size % CHUNK]
     assert store.files()[0].pinned_bytes == file_size
     assert transfers.bytes_from(slot) == {"pinned": SIZE, "staged": 0, "peer": 0}
-    for parameter, tensor in before.items():
-        assert parameter.data_ptr() != tensor.data_ptr()
+    for parameter, home in before.items():
+        assert parameter.data_ptr() != home.address
         homes.send_home(parameter)
-        assert parameter.data_ptr() == tensor.data_ptr()
+        assert parameter.data_ptr() == home.address
     copy(store, module)
     assert sum(driver.registered.values()) == file_size
 
@@ -114,8 +115,9 @@ def test_they_are_waited_for_after_an_error(
     driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfers, "_BATCH", 1)
+    other: Any = SimpleNamespace(tensor=NotThisOne())
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
-        transfers.move([*pairs(module), (module.weight, NotThisOne())], CPU, store.may_pin)
+        transfers.move([*pairs(module), (module.weight, other)], CPU, store.may_pin)
     assert stream.waits == 1
 
 
@@ -362,8 +364,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def lent(tensor: Any, gpu: int, arrival: homes.Arrival) -> OnGpu:
     parameter = OnGpu(tensor, gpu)
-    homes.remember(parameter, tensor)
-    homes.lend([(parameter, homes.place_of(tensor))], arrival)
+    homes.remember(parameter, homes.Home(tensor), arrival)
     return parameter
 
 
@@ -378,6 +379,24 @@ def test_another_gpu_is_copied_from_once_its_copy_is_complete(queued: list[Any],
     arrival.is_over = True
     assert homes.borrow([homes.place_of(tensor)], [target]) == {0: holder.data}
     assert queued == [(holder.data, target)]
+
+
+def test_a_copy_that_is_made_again_is_not_copied_from_until_it_is_complete(
+    queued: list[Any], module: nn.Linear
+) -> None:
+    tensor = module.weight.data
+    holder, copy, again = lent(tensor, 0, homes.Arrival(is_over=True)), target_on(1), homes.Arrival()
+    home, data = homes.home_of(holder), holder.data
+    assert home is not None
+    homes.send_home(holder)
+    holder.data = data
+    assert homes.borrow([home.place], [copy]) == {}, "nobody has said yet that it is a copy"
+    homes.remember(holder, home, again)
+    assert homes.borrow([home.place], [copy]) == {}
+    again.is_over = True
+    assert homes.borrow([home.place], [copy]) == {0: data}
+    homes.remember(holder, home, None)
+    assert homes.borrow([home.place], [copy]) == {}, "torch moved it"
 
 
 def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], module: nn.Linear) -> None:
