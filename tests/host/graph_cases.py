@@ -215,6 +215,11 @@ def cases() -> Iterator[Case]:
         eager=("a model whose modules a node has changed",),
     )
     yield Case(
+        "sampling of a node pack, and the host's again",
+        (other_model(sd15(69), "CPTMeddle", way="sampling"), sd15(72)),
+        eager=("runs code of comfy_parallel_test_nodes",),
+    )
+    yield Case(
         "PerturbedAttentionGuidance",
         (other_model(sd15(70), "PerturbedAttentionGuidance", scale=3.0),),
         eager=("a function in transformer_options.patches_replace",),

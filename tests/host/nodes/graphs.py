@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,7 @@ class CPTMeddle:
     """Changes a setting of the model in the middle of sampling, behind the back of ComfyUI, as some packs do.
 
     `way`: `setting` changes a layer's attribute in every second step, `forward` replaces a layer's forward in the same
-    steps, `nothing` only wraps the step.
+    steps, `nothing` only wraps the step, `sampling` lets code of this pack run in each step.
     """
 
     CATEGORY = CATEGORY
@@ -46,9 +47,11 @@ class CPTMeddle:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "way": (["setting", "forward", "nothing"],)}}
+        return {"required": {"model": ("MODEL",), "way": (["setting", "forward", "nothing", "sampling"],)}}
 
     def meddle(self, model: Any, way: str) -> tuple[Any]:
+        if way == "sampling":
+            return (with_own_sampling(model),)
         calls = [0]
         norm = model.model.diffusion_model.out[0]
 
@@ -61,6 +64,21 @@ class CPTMeddle:
         model = model.clone()
         model.set_model_unet_function_wrapper(wrapper)
         return (model,)
+
+
+def with_own_sampling(model: Any) -> Any:
+    """The same model, whose sampling is computed by a class of this pack, to the same numbers."""
+    sampling = copy.deepcopy(model.get_model_object("model_sampling"))
+    base: Any = type(sampling)
+
+    class OwnSampling(base):  # type: ignore[misc]
+        def timestep(self, sigma: Any) -> Any:
+            return super().timestep(sigma)
+
+    sampling.__class__ = OwnSampling
+    model = model.clone()
+    model.add_object_patch("model_sampling", sampling)
+    return model
 
 
 def meddled(norm: Any, way: str, step: Callable[[], Any]) -> Any:
