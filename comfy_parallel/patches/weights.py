@@ -126,23 +126,10 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def _named_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def named_parameters(
-        self: Any, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True, **others: Any
-    ) -> Any:
-        is_own = not (recurse and self._modules) and leaves.lists_as_torch_does(self)
-        if not is_own or others or loading.store_of_slot() is None:
-            return original(self, prefix=prefix, recurse=recurse, remove_duplicate=remove_duplicate, **others)
-        return leaves.named_parameters(self, prefix, remove_duplicate)
-
-    return named_parameters
-
-
 def _module_size(original: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(original)
     def module_size(module: Any) -> int:
-        size = leaves.size(module) if loading.store_of_slot() is not None else None
+        size = leaves.size_of(module) if loading.store_of_slot() is not None else None
         return original(module) if size is None else size
 
     return module_size
@@ -275,15 +262,6 @@ PATCHES: tuple[Patch, ...] = (
     ),
     _patch("torch.nn.modules.module:Module.to", _to, "self"),
     _patch("torch.nn.modules.module:Module._apply", _apply, "self"),
-    _patch(
-        "torch.nn.modules.module:Module.named_parameters",
-        _named_parameters,
-        "self",
-        "prefix",
-        "recurse",
-        "remove_duplicate",
-        why=_WHY_FASTER,
-    ),
     _patch("comfy.model_management:module_size", _module_size, "module", why=_WHY_FASTER),
     _patch(
         "comfy.model_patcher:ModelPatcher.load",

@@ -1,33 +1,12 @@
-"""What torch and the host tell of a module by walking it, told at once of one without others, or without theirs.
-
-A host asks this of each module when it loads a model; walking takes Python longer than the GPU needs for the weights.
-"""
+"""The size of a module without others in it, which a host asks of each when it loads a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 
-def named_parameters(module: Any, prefix: str, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
-    """What `module.named_parameters(prefix, recurse=False, remove_duplicate)` tells."""
-    seen: set[int] = set()
-    start = f"{prefix}." if prefix else ""
-    for name, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in seen:
-            if remove_duplicate:
-                seen.add(id(parameter))
-            yield start + name, parameter
-
-
-def lists_as_torch_does(module: Any) -> bool:
-    import torch
-
-    return type(module)._named_members is torch.nn.Module._named_members
-
-
-def size(module: Any) -> int | None:
-    """The bytes of what `module.state_dict()` holds; None if torch must be asked."""
+def size_of(module: Any) -> int | None:
+    """The bytes of what `module.state_dict()` holds, at once; None if torch must be asked."""
     import torch
 
     kind, base = type(module), torch.nn.Module

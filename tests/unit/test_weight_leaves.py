@@ -1,4 +1,4 @@
-"""What is told of modules without walking them is what torch and the host tell."""
+"""What is told of a module's size is what the host tells."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class Extra(nn.Linear):
 class Saved(nn.Linear):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "packed"] = torch.zeros(3)
-
-
-class Listed(nn.Linear):
-    def _named_members(self, *args: Any, **kwargs: Any) -> Any:
-        return iter([("other", self.weight)])
 
 
 class Marked(torch.Tensor):
@@ -81,7 +76,6 @@ MODULES: list[Callable[[], nn.Module]] = [
     marked,
     lambda: Extra(2, 2),
     lambda: Saved(2, 2),
-    lambda: Listed(2, 2),
     lambda: nn.Sequential(nn.Linear(2, 2), tied()),
     lambda: nn.MultiheadAttention(4, 2),
 ]
@@ -103,20 +97,6 @@ def wrapped(target: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return patch.wrap(original)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("prefix", ["", "a.b"])
-@pytest.mark.parametrize("recurse", [False, True])
-@pytest.mark.parametrize("remove_duplicate", [False, True])
-def test_parameters_are_named_as_torch_names_them(
-    module: nn.Module, prefix: str, recurse: bool, remove_duplicate: bool
-) -> None:
-    tell = wrapped("torch.nn.modules.module:Module.named_parameters", nn.Module.named_parameters)
-    arguments = (prefix, recurse, remove_duplicate)
-    expected = [(name, id(parameter)) for name, parameter in module.named_parameters(*arguments)]
-    with entered(SLOT):
-        assert [(name, id(parameter)) for name, parameter in tell(module, *arguments)] == expected
-    assert [(name, id(parameter)) for name, parameter in tell(module, *arguments)] == expected
-
-
 def test_a_module_is_as_large_as_the_host_says(module: nn.Module) -> None:
     asked = []
 
@@ -133,5 +113,5 @@ def test_a_module_is_as_large_as_the_host_says(module: nn.Module) -> None:
 
 
 def test_torch_is_asked_only_where_it_must_be() -> None:
-    sizes = [leaves.size(make()) for make in MODULES]
-    assert [size is None for size in sizes] == [False] * 5 + [True] * 4 + [False] + [True] * 2
+    sizes = [leaves.size_of(make()) for make in MODULES]
+    assert [size is None for size in sizes] == [False] * 5 + [True] * 6
