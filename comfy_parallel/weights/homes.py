@@ -107,7 +107,7 @@ def _list(parameter: Any, home: Home) -> None:
     region, span = home.place
     with _lock:
         holders = _holders.setdefault(region, {}).setdefault(span, [])
-        holders[:] = [holder for holder in holders if holder() is not None]
+        holders[:] = [holder for holder in holders if holder() is not None and holder() is not parameter]
         holders.append(ref(parameter))
         home.is_listed = True
 

@@ -6,6 +6,7 @@ of their file that all slots share.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,13 @@ class _Running:
 
     def __init__(self) -> None:
         self._copies: deque[tuple[Any, Region]] = deque()
+        self._lock = threading.Lock()  # A node may have threads of its own.
 
     def add(self, event: Any, region: Region) -> None:
-        while self._copies and self._copies[0][0].query():
-            self._copies.popleft()
-        self._copies.append((event, region))
+        with self._lock:
+            while self._copies and self._copies[0][0].query():
+                self._copies.popleft()
+            self._copies.append((event, region))
 
 
 _running: SlotLocal[_Running] = SlotLocal(_Running)

@@ -399,6 +399,15 @@ def test_a_copy_that_is_made_again_is_not_copied_from_until_it_is_complete(
     assert homes.borrow([home.place], [copy]) == {}, "torch moved it"
 
 
+def test_a_parameter_that_comes_and_goes_is_listed_once(queued: list[Any], module: nn.Linear) -> None:
+    tensor, arrival = module.weight.data, homes.Arrival(is_over=True)
+    holder = lent(tensor, 0, arrival)
+    for _ in range(3):
+        homes.remember(holder, homes.Home(tensor), arrival)
+    region, span = homes.place_of(tensor)
+    assert len(homes._holders[region][span]) == 1
+
+
 def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], module: nn.Linear) -> None:
     weight, arrival = module.weight.data, homes.Arrival(is_over=True)
     holder = lent(weight, 0, arrival)
