@@ -46,6 +46,7 @@ def between_jobs(was_freed: bool) -> None:
     """Give back memory, on a slot's thread: what the allocator keeps after a load, and on request what nobody uses."""
     if _store is None:
         return
+    streaming.between_jobs()
     if was_freed:
         _store.drop_unused()
     if was_freed or _has_loaded.get():

@@ -31,13 +31,21 @@ class _Running:
         self._lock = threading.Lock()  # A node may have threads of its own.
 
     def add(self, event: Any, region: Region) -> None:
+        self.drop_finished()
+        self._copies.append((event, region))
+
+    def drop_finished(self) -> None:
         with self._lock:
             while self._copies and self._copies[0][0].query():
                 self._copies.popleft()
-            self._copies.append((event, region))
 
 
 _running: SlotLocal[_Running] = SlotLocal(_Running)
+
+
+def between_jobs() -> None:
+    """Let go of what the calling slot's copies have read."""
+    _running.get().drop_finished()
 
 
 def is_mapped_by_host(tensor: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -35,8 +35,9 @@ class FileSlice(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    return stand_in_driver(monkeypatch)
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield stand_in_driver(monkeypatch)
+    collect()  # what it has registered
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +165,11 @@ def test_memory_that_is_read_is_kept_until_that_is_over(
     store.drop_unused()
     assert len(store.files()) == 1
     assert sum(driver.registered.values()) == store.files()[0].pinned_bytes
+    del again
+    collect()
+    with entered(slots[0]):
+        loading.between_jobs(was_freed=True)
+    assert driver.registered == {}
 
 
 # What the host does without.
