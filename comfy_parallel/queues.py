@@ -95,8 +95,7 @@ class FrontQueue:
 
     def wake_chosen(self) -> None:
         """Wake the idle slot that is to take the first of the jobs that any slot may take."""
-        if self.queue and (idle := [queue.slot for queue in self.slot_queues if queue.is_waiting]):
-            chosen = router.choose_slot(client_of(self.queue[0]), idle)
+        if self.queue and (chosen := router.chosen_slot(client_of(self.queue[0]), self.slot_queues)):
             self.slot_queues[chosen.index].not_empty.notify()
 
     def host_item(
@@ -249,8 +248,8 @@ class SlotQueue:
         self.front = front
         self.slot = slot
         self._running: dict[int, QueueItem] = {}
-        self.is_waiting = False
-        self._was_freed = False
+        self.is_waiting = self._was_freed = False
+        self.is_returning = False  # Its last job has ended, and its worker has not come back yet.
         super().__init__(front.server)
         self.mutex, self.not_empty = front.mutex, threading.Condition(front.mutex)
 
@@ -281,7 +280,7 @@ class SlotQueue:
         self._was_freed = False
         with self.not_empty:
             while True:
-                self.slot.is_ready = True
+                self.slot.is_ready, self.is_returning = True, False
                 if (item := self._take()) is not None:
                     if (item_id := self._begin(item)) is not None:
                         return item, item_id
@@ -306,6 +305,7 @@ class SlotQueue:
             entry = self.history[prompt_id]
             entry["gpu_id"] = self.slot.index
             self.slot.end_run(entry.get("status"))
+            self.is_returning = True
 
     def set_flag(self, name: str, data: Any) -> None:
         with self.mutex:
@@ -329,6 +329,9 @@ class SlotQueue:
             items = list(self._running.items())
         for item_id, item in items:
             self._fail(item_id, item, error)
+        with self.mutex:
+            self.is_returning = False  # but after a pause
+            self.front.wake_chosen()
         return [item[1] for _, item in items]
 
     def _take(self) -> QueueItem | None:
@@ -342,11 +345,10 @@ class SlotQueue:
 
     def _is_chosen(self) -> bool:
         """Whether this slot, rather than another idle one, is to take the front's first job."""
-        idle = [queue.slot for queue in self.front.slot_queues if queue is self or queue.is_waiting]
-        is_chosen = router.choose_slot(client_of(self.front.queue[0]), idle) is self.slot
-        if not is_chosen:
+        chosen = router.chosen_slot(client_of(self.front.queue[0]), self.front.slot_queues, self)
+        if chosen is not self.slot:
             self.front.wake_chosen()  # It may sleep: it was busy when the job came.
-        return is_chosen
+        return chosen is self.slot
 
     def _begin(self, item: QueueItem) -> int | None:
         item_id = self.front.task_counter
