@@ -17,8 +17,7 @@ SEEDS = {"a": 1, "b": 2, "wide": 3}
 
 def cached_models(host_dir: Path, cache_dir: Path, names: Iterable[str] = ("a", "b")) -> Path:
     """A models directory with these checkpoints and loras/lora.safetensors."""
-    key = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()[:12]
-    models_dir = cache_dir / f"models-{key}"
+    models_dir = cache_dir / f"models-{_key(SCRIPT, host_dir)}"
     for name in names:
         if not (models_dir / "checkpoints" / f"{name}.safetensors").exists():
             command = [sys.executable, str(SCRIPT), str(host_dir), str(models_dir)]
@@ -30,8 +29,7 @@ def cached_models(host_dir: Path, cache_dir: Path, names: Iterable[str] = ("a", 
 def cached_shapes(host_dir: Path, cache_dir: Path) -> Path:
     """A models directory with the above and small models of other shapes: sdxl, flux, control."""
     models_dir = cached_models(host_dir, cache_dir)
-    key = hashlib.sha256(SHAPES.read_bytes()).hexdigest()[:12]
-    shapes_dir = cache_dir / f"shapes-{models_dir.name}-{key}"
+    shapes_dir = cache_dir / f"shapes-{models_dir.name}-{_key(SHAPES, host_dir)}"
     shapes_dir.mkdir(parents=True, exist_ok=True)
     for folder in models_dir.iterdir():
         if not (shapes_dir / folder.name).exists():
@@ -42,3 +40,9 @@ def cached_shapes(host_dir: Path, cache_dir: Path) -> Path:
     if failed:
         raise RuntimeError(f"models could not be made: {failed}")
     return shapes_dir
+
+
+def _key(script: Path, host_dir: Path) -> str:
+    """One per script and version of the host, which may name and shape the weights of a model differently."""
+    version = host_dir / "comfyui_version.py"
+    return hashlib.sha256(script.read_bytes() + version.read_bytes()).hexdigest()[:12]
