@@ -35,16 +35,20 @@ class Home:
         is_listed: among those that others may copy from.
     """
 
-    __slots__ = ("address", "arrival", "copy_address", "dtype", "is_listed", "place", "shape", "stride", "tensor")
+    __slots__ = ("address", "arrival", "copy_address", "is_listed", "place", "tensor")
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
         self.place = place_of(tensor)
         self.address = tensor.data_ptr()
-        self.dtype, self.shape, self.stride = tensor.dtype, tensor.shape, tensor.stride()
         self.copy_address = 0
         self.arrival: Arrival | None = None
         self.is_listed = False
+
+    def is_like(self, parameter: Any) -> bool:
+        """Whether they have the same dtype and shape."""
+        span = self.place[1]
+        return bool(parameter.dtype == span.dtype and parameter.shape == span.shape)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Parameters may be pickled; what they are read as has no home."""
@@ -77,9 +81,8 @@ def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
         home is not None
         and not home.copy_address
         and parameter.data_ptr() == home.address
-        and parameter.dtype is home.dtype
-        and parameter.shape == home.shape
-        and parameter.stride() == home.stride
+        and home.is_like(parameter)
+        and parameter.stride() == home.place[1].stride
     ):
         return home
     data = shared_data(parameter)
@@ -115,9 +118,9 @@ def _list(parameter: Any, home: Home) -> None:
 def home_of(parameter: Any) -> Home | None:
     """The home of a parameter on a device; None if it has none, or is another tensor by now."""
     home: Home | None = getattr(parameter, _HOME, None)
-    if home is None or home.copy_address != parameter.data_ptr() or home.dtype != parameter.dtype:
+    if home is None or not home.copy_address or home.copy_address != parameter.data_ptr():
         return None
-    return home if home.copy_address and home.shape == parameter.shape else None
+    return home if home.is_like(parameter) else None
 
 
 def send_home(parameter: Any) -> None:

@@ -102,7 +102,7 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
         leaving = before_move(store, parameters, device, dtype)
         try:
             if device is not None and device.type == "cuda":
-                pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.dtype)]
+                pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.tensor.dtype)]
                 transfers.move(pairs, device, store.may_pin)
             yield
         finally:
@@ -179,7 +179,7 @@ def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any
 def after_move(leaving: list[tuple[Any, Home]]) -> None:
     """Remember where these parameters came from, so that the way back is free."""
     for parameter, home in leaving:
-        is_copy = parameter.device.type != "cpu" and parameter.dtype == home.dtype
+        is_copy = parameter.device.type != "cpu" and parameter.dtype == home.tensor.dtype
         if is_copy and homes.home_of(parameter) is not home:
             homes.remember(parameter, home, None)
 

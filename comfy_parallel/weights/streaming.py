@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slot import SlotLocal, current_slot
 from comfy_parallel.weights import transfers
-from comfy_parallel.weights.memory import Origin, Region, origin_of
-from comfy_parallel.weights.spans import Span
+from comfy_parallel.weights.homes import Place
+from comfy_parallel.weights.memory import Origin, Region, origin_of, span_of
 
 if TYPE_CHECKING:  # Linux only
     from comfy_parallel.weights.store import Store
@@ -73,7 +73,7 @@ def can_stream(store: Store, tensors: Iterable[Any]) -> bool:
     found = [getattr(tensor, "_qdata", tensor) for tensor in tensors if tensor is not None]
     places = [_place_of(tensor) for tensor in found]
     return bool(found) and all(
-        place is not None and place[0].pins.can_read(place[1], tensor.nbytes, store.may_pin)
+        place is not None and place[0].pins.can_read(place[1].offset, tensor.nbytes, store.may_pin)
         for tensor, place in zip(found, places, strict=True)
     )
 
@@ -92,12 +92,11 @@ def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
     place = _place_of(tensor) if type(tensor) in (torch.Tensor, torch.nn.Parameter) else None
     if place is None or (target.dtype, target.shape) != (tensor.dtype, tensor.shape) or not target.is_contiguous():
         return False
-    region, offset = place
-    span = Span.of(tensor, offset)
+    region, span = place
     with torch.cuda.stream(stream):  # None: as it is
         queue = torch.cuda.current_stream(target.device)
         left = region.pins.read(
-            [(0, offset, tensor.nbytes)],
+            [(0, span.offset, tensor.nbytes)],
             queue,
             store.may_pin,
             lambda pieces: transfers.copy_pinned(region, [span], [target], pieces),
@@ -106,11 +105,11 @@ def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
     return not left
 
 
-def _place_of(tensor: Any) -> tuple[Region, int] | None:
-    """The region that a contiguous tensor's bytes lie in, and from where; None if it lies elsewhere."""
+def _place_of(tensor: Any) -> Place | None:
+    """Where a contiguous tensor lies; None if that is in no region."""
     if not tensor.is_cpu or not tensor.is_contiguous():
         return None
     origin: Origin | None = getattr(tensor.untyped_storage(), _OWN_SLICE, None) or origin_of(tensor)
     if origin is None or origin.is_private:
         return None
-    return origin.region, origin.offset + tensor.storage_offset() * tensor.dtype.itemsize
+    return origin.region, span_of(tensor, origin)

@@ -234,13 +234,20 @@ def test_a_job_left_to_another_slot_is_taken_though_the_queue_changes_before_tha
     assert taken.result(SOON_S)[0][1] == "b"
 
 
-def test_the_next_job_of_a_client_waits_for_its_slot_to_come_back(front: Any) -> None:
-    """The client hears of the end before the worker asks for the next job: the host collects garbage in between."""
+def taken_by_second_while_first_returns(front: Any) -> Any:
+    """Slot 0 has run a job of client `a` and has not come back yet; what slot 1 takes, which waits."""
     first, second = front.slot_queues
     put(front, "a1", client_id="a")
     run_next(first)
-    other = in_thread(second.get, 60)
+    taken = in_thread(second.get, 60)
     wait_until_waiting(second)
+    return taken
+
+
+def test_the_next_job_of_a_client_waits_for_its_slot_to_come_back(front: Any) -> None:
+    """The client hears of the end before the worker asks for the next job: the host collects garbage in between."""
+    first, second = front.slot_queues
+    other = taken_by_second_while_first_returns(front)
     put(front, "a2", client_id="a")
     assert waiting_ids(front) == ["a2"]
     assert second.is_waiting
@@ -259,33 +266,23 @@ def test_a_clients_jobs_do_not_wait_while_another_of_its_slots_is_free(front: An
 
 
 def test_a_job_of_another_client_does_not_wait_for_a_slot_to_come_back(front: Any) -> None:
-    first, second = front.slot_queues
-    put(front, "a1", client_id="a")
-    run_next(first)
-    other = in_thread(second.get, 60)
-    wait_until_waiting(second)
+    other = taken_by_second_while_first_returns(front)
     put(front, "b1", client_id="b")
     assert other.result(SOON_S)[0][1] == "b1"
 
 
 def test_a_job_does_not_wait_for_a_slot_whose_worker_died(front: Any) -> None:
-    first, second = front.slot_queues
-    put(front, "a1", client_id="a")
-    run_next(first)
-    other = in_thread(second.get, 60)
-    wait_until_waiting(second)
+    first, _ = front.slot_queues
+    other = taken_by_second_while_first_returns(front)
     put(front, "a2", client_id="a")
     first.fail_running(RuntimeError("it died after its job"))
     assert other.result(SOON_S)[0][1] == "a2"
 
 
 def test_a_slot_that_comes_back_to_a_job_of_its_own_leaves_the_next_one_to_others(front: Any) -> None:
-    first, second = front.slot_queues
-    put(front, "a1", client_id="a")
-    run_next(first)
+    first, _ = front.slot_queues
+    other = taken_by_second_while_first_returns(front)
     put(front, "own", target=0, number=-1)
-    other = in_thread(second.get, 60)
-    wait_until_waiting(second)
     put(front, "a2", client_id="a")
     assert take(first) == "own"
     assert other.result(SOON_S)[0][1] == "a2"

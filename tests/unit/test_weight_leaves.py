@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from comfy_parallel import patches
 from comfy_parallel.slot import entered
-from comfy_parallel.weights import leaves, loading
-from comfy_parallel.weights.store import Store
+from comfy_parallel.weights import leaves
 from tests.fakes import make_slots
-from tests.unit.weight_samples import GIB
+from tests.unit.weight_samples import slots_store, wrapper
 
 SLOT = make_slots("cpu")[0]
 
@@ -89,12 +87,7 @@ def module(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_store", Store("map", GIB))
-
-
-def wrapped(target: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    (patch,) = [patch for patch in patches.ALL if patch.target == target]
-    return patch.wrap(original)  # type: ignore[no-any-return]
+    slots_store(monkeypatch)
 
 
 def test_a_module_is_as_large_as_the_host_says(module: nn.Module) -> None:
@@ -107,8 +100,8 @@ def test_a_module_is_as_large_as_the_host_says(module: nn.Module) -> None:
 
     expected = module_size(module)
     with entered(SLOT):
-        assert wrapped("comfy.model_management:module_size", module_size)(module) == expected
-    wrapped("comfy.model_management:module_size", module_size)(module)
+        assert wrapper("comfy.model_management:module_size")(module_size)(module) == expected
+    wrapper("comfy.model_management:module_size")(module_size)(module)
     assert asked in ([module] * 2, [module] * 3)
 
 

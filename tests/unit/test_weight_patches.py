@@ -20,7 +20,7 @@ from comfy_parallel.weights.memory import is_shared, origin_of
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.conftest import MakeModule
-from tests.unit.weight_samples import GIB, bits, numbers, read, write
+from tests.unit.weight_samples import bits, numbers, read, slots_store, wrapper, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -36,20 +36,12 @@ def slot() -> Slot:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
-    return store
+    return slots_store(monkeypatch)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return write(tmp_path / "a.safetensors", weight=numbers(6, 4), bias=numbers(6))
-
-
-def wrapper(target: str) -> Callable[..., Any]:
-    """What the patch of this target puts around it."""
-    (patch,) = [patch for patch in patches.ALL if patch.target == target]
-    return patch.wrap
 
 
 def shared_linear(store: Store, path: str, slot: Slot) -> nn.Linear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,14 +13,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from comfy_parallel import patches
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import loading, streaming, transfers
 from comfy_parallel.weights.files import read_entries
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import Driver, Stream, stand_in_driver, stand_in_stream
-from tests.unit.weight_samples import GIB, bits, collect, numbers, read, write
+from tests.unit.weight_samples import GIB, bits, collect, numbers, read, slots_store, wrapper, write
 
 ROWS = 1500  # of 4 numbers each: 24,000 bytes
 
@@ -47,9 +46,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
-    return store
+    return slots_store(monkeypatch)
 
 
 @pytest.fixture
@@ -175,11 +172,6 @@ def test_memory_that_is_read_is_kept_until_that_is_over(
 # What the host does without.
 
 
-def wrapper(target: str) -> Callable[..., Any]:
-    (patch,) = [patch for patch in patches.ALL if patch.target == target]
-    return patch.wrap
-
-
 class Pinning:
     """Counts the host's own pinned copies."""
 
@@ -208,8 +200,7 @@ def test_the_host_pins_no_copies_of_what_slots_share(store: Store, module: nn.Li
 def test_the_host_pins_what_slots_cannot_share(
     monkeypatch: pytest.MonkeyPatch, path: str, slots: tuple[Slot, ...], budget: int
 ) -> None:
-    store = Store("map", budget, pins=budget == 0)
-    monkeypatch.setattr(loading, "_store", store)
+    store = slots_store(monkeypatch, Store("map", budget, pins=budget == 0))
     module, own, host = loaded(store, path, slots[0]), nn.Linear(4, ROWS), Pinning()
     nothing = SimpleNamespace(weight=None, bias=None)
     with entered(slots[0]):

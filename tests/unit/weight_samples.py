@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from comfy_parallel import patches as all_patches
 from comfy_parallel.patches import weights as patches
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.store import Store
@@ -26,10 +28,22 @@ def numbers(*shape: int, dtype: Any = torch.float32, start: float = 0.5) -> Any:
     return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) + start).reshape(shape).to(dtype)
 
 
+def slots_store(monkeypatch: pytest.MonkeyPatch, store: Store | None = None) -> Store:
+    """What slots share through, until the test ends."""
+    store = store or Store("map", GIB)
+    monkeypatch.setattr(loading, "_store", store)
+    return store
+
+
+def wrapper(target: str) -> Callable[..., Any]:
+    """What the patch of this target puts around it."""
+    (patch,) = [patch for patch in all_patches.ALL if patch.target == target]
+    return patch.wrap
+
+
 def torch_store(monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that torch's modules are loaded and moved through, until the test ends."""
-    store = Store("map", GIB)
-    monkeypatch.setattr(loading, "_store", store)
+    store = slots_store(monkeypatch)
     load = patches._load_from_state_dict(nn.Module._load_from_state_dict)
     monkeypatch.setattr(nn.Module, "_load_from_state_dict", load)
     monkeypatch.setattr(nn.Module, "to", patches._to(nn.Module.to))
