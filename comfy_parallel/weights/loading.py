@@ -131,7 +131,7 @@ def modules_of(module: Any) -> list[Any]:
 def parameters_of(modules: Iterable[Any]) -> list[Any]:
     """These modules' own parameters, each once."""
     found = (parameter for module in modules for parameter in module._parameters.values())
-    return list(dict.fromkeys(parameter for parameter in found if parameter is not None))
+    return list({id(parameter): parameter for parameter in found if parameter is not None}.values())
 
 
 def is_on(module: Any, device: Any) -> bool:

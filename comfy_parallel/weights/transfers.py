@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 128 << 20
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
+_UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
 
 
@@ -70,9 +71,12 @@ def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int]
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
     tensors = [home.tensor for _, home in pairs]
-    copies = _allocate(tensors, device)
-    for batch in _batches(tensors):
-        _move(pairs[batch], copies[batch], queued, may_pin)
+    batches = list(_batches(tensors))
+    rooms = _make_rooms([tensors[batch] for batch in batches], device)
+    for batch in batches:
+        if rooms:
+            rooms.popleft()
+        _move(pairs[batch], _allocate(tensors[batch], device), queued, may_pin)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -106,29 +110,34 @@ def _batches(tensors: list[Any]) -> Iterator[slice]:
             start, size = number + 1, 0
 
 
+def _make_rooms(batches: Sequence[Sequence[Any]], device: Any) -> deque[Any]:
+    """Memory for the copies of each batch, all of it before the first copy: the driver does not allocate while it
+    copies. Let go of a room, and torch's allocator cuts a batch's tensors from it, without the driver."""
+    import torch
+
+    sizes = [[tensor.nbytes for tensor in batch] for batch in batches]
+    small = sum(size for batch in sizes for size in batch if size <= _SMALL)
+    pieces, rooms = [], deque[Any]()
+    try:
+        for _ in range(0, small, _SMALL):
+            pieces.append(torch.empty(_SMALL, dtype=torch.uint8, device=device))
+        for batch in sizes:
+            large = sum(-(-size // _UNIT) * _UNIT for size in batch if size > _SMALL)
+            rooms.append(torch.empty(large, dtype=torch.uint8, device=device))
+    except torch.OutOfMemoryError:
+        logger.debug("no room for all copies on %s before the first", device)
+    return rooms
+
+
 def _allocate(tensors: list[Any], device: Any) -> list[Any]:
-    """Memory for copies, all of it before the first copy: the driver does not allocate while it copies."""
+    """Memory for copies, for each in the mode of its tensor."""
     import torch
 
     copies = []
-    for batch in _batches(tensors):
-        large = [tensor.nbytes for tensor in tensors[batch] if tensor.nbytes > _SMALL]
-        if len(large) > 1:
-            _make_room(sum(large), device)
-        for is_inference, group in groupby(tensors[batch], torch.Tensor.is_inference):
-            with torch.inference_mode(is_inference):
-                copies += [torch.empty_like(tensor, device=device) for tensor in group]
+    for is_inference, group in groupby(tensors, torch.Tensor.is_inference):
+        with torch.inference_mode(is_inference):
+            copies += [torch.empty_like(tensor, device=device) for tensor in group]
     return copies
-
-
-def _make_room(size: int, device: Any) -> None:
-    """Let torch's allocator ask the driver once for many tensors, whose memory it cuts from what is free."""
-    import torch
-
-    try:
-        torch.empty(size, dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError:
-        logger.debug("no %d bytes in one piece on %s", size, device)
 
 
 def _move(

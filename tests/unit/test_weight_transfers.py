@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -119,6 +120,43 @@ def test_they_are_waited_for_after_an_error(
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
         transfers.move([*pairs(module), (module.weight, other)], CPU, store.may_pin)
     assert stream.waits == 1
+
+
+def test_memory_for_all_batches_is_there_before_the_first_copy(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each batch finds its own free: the driver would not allocate while it copies."""
+    rooms: list[ref[Any]] = []
+    free_at_copy = []
+    empty, foreach_copy = torch.empty, torch._foreach_copy_
+
+    def watched_empty(*size: int, **options: Any) -> Any:
+        room = empty(*size, **options)
+        rooms.append(ref(room))
+        return room
+
+    def watched_copy(*args: Any, **options: Any) -> None:
+        free_at_copy.append(tuple(room() is None for room in rooms))
+        foreach_copy(*args, **options)
+
+    monkeypatch.setattr(transfers, "_BATCH", 1)
+    monkeypatch.setattr(transfers, "_SMALL", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", watched_empty)
+        patch.setattr(torch, "_foreach_copy_", watched_copy)
+        copy(store, module)
+    assert list(dict.fromkeys(free_at_copy)) == [(True, False), (True, True)]
+
+
+def test_weights_are_copied_where_there_is_no_room_for_all_at_once(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*size: int, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("all in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", no_memory)
+        copy(store, module)
 
 
 @pytest.mark.parametrize("refused", [{0}, {3}, {1, 2, 7}, set(range(100))], ids=str)
