@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
+from comfy_parallel.graphs.schedule import looked_up, with_time_steps
 from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
 from comfy_parallel.graphs.surroundings import check_mode, surroundings
 from comfy_parallel.graphs.watch import watching
@@ -99,8 +100,9 @@ class Stepper:
 
     def step(self, forward: Forward, model: Any, arguments: dict[str, Any]) -> Any:
         """What `forward(model, **arguments)` returns."""
+        call = with_time_steps(model, arguments, self._device)
         try:
-            key, tensors = describe(arguments, self._device)
+            key, tensors = describe(call, self._device)
             check_mode()
         except Uncapturable as refusal:
             return self.eager(forward, model, arguments, str(refusal))
@@ -113,7 +115,7 @@ class Stepper:
                 return known.recording.replay(tensors)
             reason = self._reason_to_wait(known)
             if reason is None:
-                return self._capture(forward, model, arguments, tensors, known)
+                return self._capture(forward, model, arguments, call, tensors, known)
         finally:
             self._lock.release()
         return self.eager(forward, model, arguments, reason)
@@ -196,10 +198,16 @@ class Stepper:
         return forward(model, **again)
 
     def _capture(
-        self, forward: Forward, model: Any, arguments: dict[str, Any], tensors: list[Any], known: _Known
+        self,
+        forward: Forward,
+        model: Any,
+        arguments: dict[str, Any],
+        call: dict[str, Any],
+        tensors: list[Any],
+        known: _Known,
     ) -> Any:
-        """Run eagerly, and try to record that."""
-        substitutes = repeatable(arguments)
+        """Run eagerly, and try to record that. `call` is what a recording is given."""
+        call = repeatable(call)
         given_back = self._given_back
         result = self._run(forward, model, arguments)
         if self._given_back != given_back:
@@ -208,7 +216,7 @@ class Stepper:
         known.epoch, known.surroundings = self._epoch, surroundings()
         try:
             known.state = ModelState(model, self._device)
-            known.recording = self._record(forward, model, substitutes, tensors, result, known.state)
+            known.recording = self._record(forward, model, call, tensors, result, known.state)
             if surroundings() != known.surroundings:
                 raise UncapturableNow("code that was replaced meanwhile")
         except Uncapturable as refusal:
@@ -226,7 +234,7 @@ class Stepper:
         self,
         forward: Forward,
         model: Any,
-        arguments: dict[str, Any],
+        call: dict[str, Any],
         tensors: list[Any],
         expected: Any,
         state: ModelState,
@@ -238,8 +246,9 @@ class Stepper:
             raise Uncapturable("a tensor whose parts overlap or have gaps")
 
         def watched(inputs: list[Any]) -> Any:
-            with watching(self._device, [*inputs, *state.tensors()]):
-                return forward(model, **substitute(arguments, inputs))
+            arguments = substitute(call, inputs)
+            with looked_up(model, arguments), watching(self._device, [*inputs, *state.tensors()]):
+                return forward(model, **arguments)
 
         recording = self._recorder.record(watched, buffers)
         if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):

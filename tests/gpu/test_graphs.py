@@ -74,7 +74,7 @@ def test_replays_equal_eager_steps(case: Case, servers: Servers) -> None:
     servers.table.append(f"{case.name:32}{seen[0].replays:8}{seen[0].captures:9}  {seen[0].eager}")
     assert difference(expected, again) == "", "eager differs from eager"
     assert [difference(expected, of_slot) for of_slot in found] == ["", ""]
-    assert [steps.unlike(case, on_gpu=True) for steps in seen] == ["", ""]
+    assert [steps.unlike(case) for steps in seen] == ["", ""]
     assert len(set(expected)) == len(case.jobs), "jobs that equal each other show little"
 
 

@@ -522,6 +522,68 @@ def test_a_step_that_could_not_be_recorded_is_tried_again_once_the_model_has_cha
     assert counts(stepper) == (4, 1, 2)
 
 
+class Schedule(torch.nn.Module):
+    """Looks time steps up in a table, which may be elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.register_buffer("sigmas", torch.ones(3, device=device))
+        self.asked: list[Any] = []
+
+    def timestep(self, sigma: Any) -> Any:
+        self.asked.append(sigma)
+        return (self.sigmas + 1 if self.sigmas.is_meta else self.sigmas * 2).new_ones(1, device="cpu") * sigma * 3
+
+
+class Scheduled(Model):
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.model_sampling = Schedule(device)
+
+    def apply(self, x: Any, t: Any) -> Any:  # type: ignore[override]
+        return super().apply(x) * self.model_sampling.timestep(t) + self.model_sampling.timestep(t + 1)
+
+
+def test_time_steps_of_a_schedule_that_lies_elsewhere_are_looked_up_before(stepper: Stepper) -> None:
+    model = Scheduled("meta")
+    model.apply = lambda x, t: model.linear(x) * model.model_sampling.timestep(t)  # type: ignore[method-assign]
+    for number in range(5):
+        x, t = torch.rand(2, 4), torch.tensor([float(number)])
+        model.model_sampling.asked.clear()
+        result = step(stepper, model, x, t=t)
+        assert all(sigma is t for sigma in model.model_sampling.asked)
+        assert torch.equal(result, model.linear(x) * (t * 3))
+    assert counts(stepper) == (1, 1, 3)
+    assert "timestep" not in vars(model.model_sampling)
+
+
+def test_other_time_steps_of_such_a_schedule_are_not_made_up(stepper: Stepper) -> None:
+    model = Scheduled("meta")
+    for _ in range(3):
+        step(stepper, model, t=torch.ones(1))
+    assert counts(stepper) == (3, 0, 0)
+    assert stepper.stats.eager["aten.add.Tensor reads from another device"] == 2
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_schedule_is_as_before_after_a_recording(stepper: Stepper, is_own: bool) -> None:
+    model = Scheduled("meta")
+    if is_own:
+        model.model_sampling.timestep = Schedule.timestep.__get__(model.model_sampling)
+    before = dict(vars(model.model_sampling))
+    for _ in range(3):
+        step(stepper, model, t=torch.ones(1))
+    assert vars(model.model_sampling) == before
+
+
+def test_a_schedule_on_the_device_is_left_to_the_recording(stepper: Stepper) -> None:
+    model = Scheduled("cpu")
+    x, t = torch.rand(2, 4), torch.ones(1)
+    for _ in range(3):
+        assert torch.equal(step(stepper, model, x, t=t), model.apply(x, t))
+    assert counts(stepper) == (1, 1, 1)
+
+
 def test_a_model_that_changes_in_each_step_is_not_tried_for_ever(stepper: Stepper) -> None:
     tries = []
 
