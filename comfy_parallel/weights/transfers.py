@@ -17,7 +17,8 @@ from comfy_parallel.weights.spans import Span
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 128 << 20
+_BATCH = 128 << 20  # Copied together: each call into torch lets other slots' Python go first.
+_ROOM = 512 << 20  # Asked of the driver at once.
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
@@ -70,13 +71,13 @@ def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int]
 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
-    tensors = [home.tensor for _, home in pairs]
-    batches = list(_batches(tensors))
-    rooms = _make_rooms([tensors[batch] for batch in batches], device)
-    for batch in batches:
+    parts = list(_parts(pairs, _ROOM))
+    rooms = _make_rooms(parts, device)
+    for part in parts:
         if rooms:
             rooms.popleft()
-        _move(pairs[batch], _allocate(tensors[batch], device), queued, may_pin)
+        for batch in _parts(part, _BATCH):
+            _move(batch, _allocate([home.tensor for _, home in batch], device), queued, may_pin)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -100,29 +101,29 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _batches(tensors: list[Any]) -> Iterator[slice]:
-    """Parts that are copied together: each call into torch lets other slots' Python go first."""
-    start = size = 0
-    for number, tensor in enumerate(tensors):
-        size += tensor.nbytes
-        if size >= _BATCH or number + 1 == len(tensors):
-            yield slice(start, number + 1)
-            start, size = number + 1, 0
+def _parts(pairs: Sequence[tuple[Any, Home]], size: int) -> Iterator[Sequence[tuple[Any, Home]]]:
+    """Of at least so many bytes each, but for the last."""
+    start = part_size = 0
+    for number, (_, home) in enumerate(pairs):
+        part_size += home.tensor.nbytes
+        if part_size >= size or number + 1 == len(pairs):
+            yield pairs[start : number + 1]
+            start, part_size = number + 1, 0
 
 
-def _make_rooms(batches: Sequence[Sequence[Any]], device: Any) -> deque[Any]:
-    """Memory for the copies of each batch, all of it before the first copy: the driver does not allocate while it
-    copies. Let go of a room, and torch's allocator cuts a batch's tensors from it, without the driver."""
+def _make_rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> deque[Any]:
+    """Memory for the copies of each part, all of it before the first copy: the driver does not allocate while it
+    copies. Let go of a room, and torch's allocator cuts a part's tensors from it, without the driver."""
     import torch
 
-    sizes = [[tensor.nbytes for tensor in batch] for batch in batches]
-    small = sum(size for batch in sizes for size in batch if size <= _SMALL)
+    sizes = [[home.tensor.nbytes for _, home in part] for part in parts]
+    small = sum(size for part in sizes for size in part if size <= _SMALL)
     pieces, rooms = [], deque[Any]()
     try:
         for _ in range(0, small, _SMALL):
             pieces.append(torch.empty(_SMALL, dtype=torch.uint8, device=device))
-        for batch in sizes:
-            large = sum(-(-size // _UNIT) * _UNIT for size in batch if size > _SMALL)
+        for part in sizes:
+            large = sum(-(-size // _UNIT) * _UNIT for size in part if size > _SMALL)
             rooms.append(torch.empty(large, dtype=torch.uint8, device=device))
     except torch.OutOfMemoryError:
         logger.debug("no room for all copies on %s before the first", device)

@@ -122,10 +122,10 @@ def test_they_are_waited_for_after_an_error(
     assert stream.waits == 1
 
 
-def test_memory_for_all_batches_is_there_before_the_first_copy(
+def test_memory_for_all_copies_is_there_before_the_first_copy(
     driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each batch finds its own free: the driver would not allocate while it copies."""
+    """And each part finds its own free: the driver would not allocate while it copies."""
     rooms: list[ref[Any]] = []
     free_at_copy = []
     empty, foreach_copy = torch.empty, torch._foreach_copy_
@@ -139,7 +139,7 @@ def test_memory_for_all_batches_is_there_before_the_first_copy(
         free_at_copy.append(tuple(room() is None for room in rooms))
         foreach_copy(*args, **options)
 
-    monkeypatch.setattr(transfers, "_BATCH", 1)
+    monkeypatch.setattr(transfers, "_ROOM", 1)
     monkeypatch.setattr(transfers, "_SMALL", 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", watched_empty)
