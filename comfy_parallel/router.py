@@ -10,11 +10,11 @@ from comfy_parallel.slot import Slot
 
 def chosen_slot(client_id: Any, queues: Sequence[Any], asking: Any = None) -> Slot | None:
     """The slot that is to take a job of this client; None while all are busy. `asking` is the queue that asks."""
-    idle = idle_slots(client_id, queues, asking)
+    idle = _idle_slots(client_id, queues, asking)
     return choose_slot(client_id, idle) if idle else None
 
 
-def idle_slots(client_id: Any, queues: Sequence[Any], asking: Any = None) -> list[Slot]:
+def _idle_slots(client_id: Any, queues: Sequence[Any], asking: Any = None) -> list[Slot]:
     """The slots that may take a job of this client: those that wait, and that whose queue asks.
 
     If none of them ran its client's last job, also one that did and is about to come back: the client has heard

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from comfy_parallel.patching import replace
+
 _TIME_STEPS = "comfy_parallel_time_steps"
 
 
@@ -27,28 +29,21 @@ def looked_up(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
         yield
         return
     sigma, time_steps = arguments["t"], arguments.pop(_TIME_STEPS)
-    schedule = model.model_sampling
-    look_up, own = schedule.timestep, vars(schedule)
-    was_own = "timestep" in own
+    look_up = model.model_sampling.timestep
 
     def timestep(other: Any) -> Any:
         return time_steps if other is sigma else look_up(other)
 
-    own["timestep"] = timestep
+    undo = replace(model.model_sampling, "timestep", timestep)
     try:
         yield
     finally:
-        if was_own:
-            own["timestep"] = look_up
-        else:
-            del own["timestep"]
+        undo.revert()
 
 
-def _tensors(schedule: Any) -> Iterator[Any]:
+def _tensors(schedule: Any) -> list[Any]:
     import torch
 
     attributes = vars(schedule)
-    for store in (attributes.get("_buffers", {}), attributes):
-        for value in store.values():
-            if isinstance(value, torch.Tensor):
-                yield value
+    values = [*attributes.get("_buffers", {}).values(), *attributes.values()]
+    return [value for value in values if isinstance(value, torch.Tensor)]

@@ -163,9 +163,8 @@ def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
         home: Home | None = getattr(parameter, _HOME, None)
         if parameter is None or home is None:
             continue
-        data = (
-            parameter.data
-        )  # The parameter may go home or leave again at any time; so this order, that of `remember`.
+        # The parameter may go home or leave again at any time; so this order, that of `remember`.
+        data = parameter.data
         is_copy = data.is_cuda and home.copy_address == data.data_ptr()
         is_complete = is_copy and home.arrival is not None and home.arrival.is_over
         if is_complete and peers.is_faster_than_ram(data.device.index, target):

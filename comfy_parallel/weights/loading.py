@@ -231,7 +231,10 @@ def _is_other_float(dtype: Any, current: Any) -> bool:
 
 def _shared_data(parameter: Any) -> Any:
     """The shared tensor that a parameter is an alias of; None if it is none."""
-    return parameter.data if _is_plain_parameter(parameter) and is_shared(parameter.data) else None
+    if not _is_plain_parameter(parameter):
+        return None
+    data = parameter.data
+    return data if is_shared(data) else None
 
 
 def _is_plain_parameter(parameter: Any) -> bool:

@@ -77,7 +77,7 @@ def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int]
         if rooms:
             rooms.popleft()
         for batch in _parts(part, _BATCH):
-            _move(batch, _allocate([home.tensor for _, home in batch], device), queued, may_pin)
+            _move(batch, device, queued, may_pin)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -113,7 +113,8 @@ def _parts(pairs: Sequence[tuple[Any, Home]], size: int) -> Iterator[Sequence[tu
 
 def _make_rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> deque[Any]:
     """Memory for the copies of each part, all of it before the first copy: the driver does not allocate while it
-    copies. Let go of a room, and torch's allocator cuts a part's tensors from it, without the driver."""
+    copies. Let go of a room, and torch's allocator cuts a part's large tensors from it, without the driver. What all
+    small ones are cut from is free at once."""
     import torch
 
     sizes = [[home.tensor.nbytes for _, home in part] for part in parts]
@@ -141,9 +142,8 @@ def _allocate(tensors: list[Any], device: Any) -> list[Any]:
     return copies
 
 
-def _move(
-    pairs: Sequence[tuple[Any, Home]], copies: list[Any], queued: _Queued, may_pin: Callable[[int], bool]
-) -> None:
+def _move(pairs: Sequence[tuple[Any, Home]], device: Any, queued: _Queued, may_pin: Callable[[int], bool]) -> None:
+    copies = _allocate([home.tensor for _, home in pairs], device)
     _copy(queued, [home for _, home in pairs], copies, may_pin)
     for (parameter, home), copy in zip(pairs, copies, strict=True):
         parameter.data = copy
