@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from comfy_parallel.patching import Patch
-from comfy_parallel.weights import homes, leaves, loading, memory, streaming, transfers
+from comfy_parallel.weights import homes, leaves, loading, marks, memory, streaming, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
@@ -78,9 +79,9 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        parts = loading.modules_of(self)
+        parts = marks.left_to_move(self, device) or loading.modules_of(self)
         is_plain = device is not None and dtype is None and memory_format is None
-        if not is_plain or not all(map(loading.moves_as_torch_does, parts)):
+        if not is_plain or not loading.move_as_torch_does(parts):
             with loading.moving(store, loading.parameters_of(parts), device, dtype):
                 return original(self, *args, **kwargs)
         parts = [part for part in parts if not loading.is_on(part, device)]
@@ -104,6 +105,9 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load(original: Callable[..., Any]) -> Callable[..., Any]:
+    host = original.__globals__
+    on_load = host["CallbacksMP"].ON_LOAD
+
     @functools.wraps(original)
     def load(
         self: Any,
@@ -119,9 +123,14 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
         if store is None:
             return original(self, *arguments, **others)
         with transfers.complete():
-            if full_load and getattr(device_to, "type", None) == "cuda":
-                loading.load_ahead(store, self.model, device_to, self.patches)
-            return original(self, *arguments, **others)
+            if not full_load or getattr(device_to, "type", None) is None:
+                return original(self, *arguments, **others)
+            modules = loading.named_modules_of(self.model)
+            if device_to.type == "cuda":
+                loading.load_ahead(store, modules, device_to, self.patches)
+            is_hosts_alone = type(self) is host["ModelPatcher"] and not self.get_all_callbacks(on_load)
+            with marks.whole_load(self, modules, device_to) if is_hosts_alone else nullcontext():
+                return original(self, *arguments, **others)
 
     return load
 
@@ -130,7 +139,7 @@ def _module_size(original: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(original)
     def module_size(module: Any) -> int:
         size = leaves.size_of(module) if loading.store_of_slot() is not None else None
-        return original(module) if size is None else size
+        return (original(module) if size is None else size) + marks.size_beside(module)
 
     return module_size
 

@@ -147,9 +147,12 @@ def borrow(places: Sequence[Place], copies: Sequence[Any]) -> dict[int, Any]:
     Returns what is copied from, by its number, to be kept until that is done. The others are not copied.
     """
     found: dict[int, Any] = {}
+    target = copies[0].device.index
     with _lock:
-        for number, ((region, span), copy) in enumerate(zip(places, copies, strict=True)):
-            source = _lender(_holders.get(region, {}).get(span, ()), copy.device.index)
+        held_in = {region: _holders.get(region, {}) for region in {region for region, _ in places}}
+        for number, (region, span) in enumerate(places):
+            holders = held_in[region].get(span)
+            source = _lender(holders, target) if holders else None
             if source is not None:
                 found[number] = source
         peers.copy([(source, copies[number]) for number, source in found.items()])
@@ -161,12 +164,14 @@ def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
     for holder in holders:
         parameter = holder()
         home: Home | None = getattr(parameter, _HOME, None)
-        if parameter is None or home is None:
+        arrival = None if home is None else home.arrival
+        if parameter is None or home is None or arrival is None or not arrival.is_over:
             continue
         # The parameter may go home or leave again at any time; so this order, that of `remember`.
         data = parameter.data
         is_copy = data.is_cuda and home.copy_address == data.data_ptr()
-        is_complete = is_copy and home.arrival is not None and home.arrival.is_over
+        arrival = home.arrival
+        is_complete = is_copy and arrival is not None and arrival.is_over
         if is_complete and peers.is_faster_than_ram(data.device.index, target):
             return data
     return None

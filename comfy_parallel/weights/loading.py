@@ -109,22 +109,40 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
             after_move(leaving)
 
 
-def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
-    """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way."""
-    skipped = {id(parameter) for name, parameter in model.named_parameters() if name in patched} if patched else set()
-    pairs = [(p, home_at(p)) for p in parameters_of(modules_of(model)) if id(p) not in skipped]
-    transfers.move([(p, home) for p, home in pairs if home is not None], device, store.may_pin)
+def load_ahead(store: Store, modules: Sequence[tuple[str, Any]], device: Any, patched: Collection[str]) -> None:
+    """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way.
+
+    Args:
+        modules: all of the model's, with their names.
+        patched: names of parameters.
+    """
+    with transfers.turn():
+        parameters = parameters_of([module for _, module in modules])
+        if patched:
+            named = ((f"{name}.{own}", p) for name, module in modules for own, p in module._parameters.items())
+            skipped = {id(p) for name, p in named if name in patched}
+            parameters = [p for p in parameters if id(p) not in skipped]
+        pairs = [(p, home) for p in parameters if (home := home_at(p)) is not None]
+    transfers.move(pairs, device, store.may_pin)
 
 
 def modules_of(module: Any) -> list[Any]:
     """What `module.modules()` tells, in a fraction of the time."""
-    found: dict[int, Any] = {}
-    left = [module]
+    return [part for _, part in named_modules_of(module)]
+
+
+def named_modules_of(module: Any) -> list[tuple[str, Any]]:
+    """What `module.named_modules()` tells, in a fraction of the time."""
+    found: dict[int, tuple[str, Any]] = {}
+    left = [("", module)]
     while left:
-        part = left.pop()
+        name, part = left.pop()
         if id(part) not in found:
-            found[id(part)] = part
-            left.extend(child for child in reversed(part._modules.values()) if child is not None)
+            found[id(part)] = (name, part)
+            if part._modules:
+                prefix = f"{name}." if name else ""
+                children = reversed(part._modules.items())
+                left.extend((prefix + child_name, child) for child_name, child in children if child is not None)
     return list(found.values())
 
 
@@ -139,18 +157,21 @@ def is_on(module: Any, device: Any) -> bool:
     for parameter in module._parameters.values():
         if parameter is not None and (parameter.device != device or parameter.grad is not None):
             return False
-    return all(buffer is None or buffer.device == device for buffer in module._buffers.values())
+    buffers = module._buffers
+    return not buffers or all(buffer is None or buffer.device == device for buffer in buffers.values())
 
 
 def is_leaf_on(module: Any, device: Any) -> bool:
     """Whether `to(device)` changes nothing, for a module without others in it."""
-    return not module._modules and moves_as_torch_does(module) and is_on(module, device)
+    return not module._modules and move_as_torch_does([module]) and is_on(module, device)
 
 
-def moves_as_torch_does(module: Any) -> bool:
+def move_as_torch_does(modules: Sequence[Any]) -> bool:
     import torch
 
-    return type(module)._apply is torch.nn.Module._apply and "_apply" not in vars(module)
+    kinds: set[Any] = set(map(type, modules))
+    is_torchs = all(kind._apply is torch.nn.Module._apply for kind in kinds)
+    return is_torchs and not any("_apply" in module.__dict__ for module in modules)
 
 
 def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any) -> list[tuple[Any, Home]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from comfy_parallel.slot import Slot, SlotLocal
@@ -17,11 +18,13 @@ from comfy_parallel.weights.spans import Span
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 128 << 20  # Copied together: each call into torch lets other slots' Python go first.
-_ROOM = 512 << 20  # Asked of the driver at once.
+_PART = 512 << 20  # Asked of the driver at once, and copied together.
+_PARTS_AHEAD = 2  # The driver takes about as long for memory as for copies from another GPU.
+_TURN_S = 0.1
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
+_turn = threading.RLock()
 
 
 class _Queued:
@@ -60,6 +63,18 @@ def complete() -> Iterator[None]:
             queued.wait()
 
 
+@contextmanager
+def turn() -> Iterator[None]:
+    """For Python of a load that is over soon: one slot after the other is faster than all at once, since handing the
+    interpreter over costs more than what is done in between. Nobody waits long: who is not let in goes on without."""
+    is_mine = _turn.acquire(timeout=_TURN_S)
+    try:
+        yield
+    finally:
+        if is_mine:
+            _turn.release()
+
+
 def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int], bool]) -> None:
     """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
 
@@ -71,13 +86,14 @@ def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int]
 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
-    parts = list(_parts(pairs, _ROOM))
-    rooms = _make_rooms(parts, device)
+    parts = list(_parts(pairs))
+    rooms = _rooms(parts, device)
+    made = deque(islice(rooms, _PARTS_AHEAD))
     for part in parts:
-        if rooms:
-            rooms.popleft()
-        for batch in _parts(part, _BATCH):
-            _move(batch, device, queued, may_pin)
+        if made:
+            made.popleft()
+        _move(part, device, queued, may_pin)
+        made.extend(islice(rooms, 1))
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -101,34 +117,32 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _parts(pairs: Sequence[tuple[Any, Home]], size: int) -> Iterator[Sequence[tuple[Any, Home]]]:
-    """Of at least so many bytes each, but for the last."""
+def _parts(pairs: Sequence[tuple[Any, Home]]) -> Iterator[Sequence[tuple[Any, Home]]]:
+    """Of at least `_PART` bytes each, but for the last."""
     start = part_size = 0
     for number, (_, home) in enumerate(pairs):
         part_size += home.tensor.nbytes
-        if part_size >= size or number + 1 == len(pairs):
+        if part_size >= _PART or number + 1 == len(pairs):
             yield pairs[start : number + 1]
             start, part_size = number + 1, 0
 
 
-def _make_rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> deque[Any]:
-    """Memory for the copies of each part, all of it before the first copy: the driver does not allocate while it
-    copies. Let go of a room, and torch's allocator cuts a part's large tensors from it, without the driver. What all
-    small ones are cut from is free at once."""
+def _rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> Iterator[Any]:
+    """Memory for the copies of each part. Let go of a room, and torch's allocator cuts a part's large tensors from it,
+    without the driver. What all small ones are cut from is free at once."""
     import torch
 
     sizes = [[home.tensor.nbytes for _, home in part] for part in parts]
     small = sum(size for part in sizes for size in part if size <= _SMALL)
-    pieces, rooms = [], deque[Any]()
     try:
-        for _ in range(0, small, _SMALL):
-            pieces.append(torch.empty(_SMALL, dtype=torch.uint8, device=device))
+        with turn():
+            pieces = [torch.empty(_SMALL, dtype=torch.uint8, device=device) for _ in range(0, small, _SMALL)]
+        del pieces
         for part in sizes:
             large = sum(-(-size // _UNIT) * _UNIT for size in part if size > _SMALL)
-            rooms.append(torch.empty(large, dtype=torch.uint8, device=device))
+            yield torch.empty(large, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError:
         logger.debug("no room for all copies on %s before the first", device)
-    return rooms
 
 
 def _allocate(tensors: list[Any], device: Any) -> list[Any]:
@@ -143,11 +157,13 @@ def _allocate(tensors: list[Any], device: Any) -> list[Any]:
 
 
 def _move(pairs: Sequence[tuple[Any, Home]], device: Any, queued: _Queued, may_pin: Callable[[int], bool]) -> None:
-    copies = _allocate([home.tensor for _, home in pairs], device)
+    with turn():
+        copies = _allocate([home.tensor for _, home in pairs], device)
     _copy(queued, [home for _, home in pairs], copies, may_pin)
-    for (parameter, home), copy in zip(pairs, copies, strict=True):
-        parameter.data = copy
-        homes.remember(parameter, home, queued.arrival)
+    with turn():
+        for (parameter, home), copy in zip(pairs, copies, strict=True):
+            parameter.data = copy
+            homes.remember(parameter, home, queued.arrival)
 
 
 def _copy(queued: _Queued, sources: list[Home], copies: list[Any], may_pin: Callable[[int], bool]) -> None:

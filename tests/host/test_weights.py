@@ -18,7 +18,7 @@ from tests.host.conftest import MakeServer
 from tests.host.jobs import message, outcome
 from tests.host.models import cached_models
 from tests.host.server import JSON, POLL_S, HostServer
-from tests.host.workflows import Workflow, txt2img, with_hook_lora, with_loras
+from tests.host.workflows import Workflow, node, txt2img, with_hook_lora, with_loras
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
 
@@ -72,6 +72,32 @@ def digests(server: HostServer) -> dict[str, list[str]]:
     status, reply = server.request("GET", "/test/weights")
     assert status == 200
     return dict(reply)
+
+
+# What it does.
+
+
+def test_a_models_modules_are_as_stock_leaves_them(make_server: MakeServer) -> None:
+    workflow = {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name="a.safetensors"),
+        "lora": node("LoraLoaderModelOnly", model=["ckpt", 0], lora_name="lora.safetensors", strength_model=1.0),
+        "modules": node("CPTLoadedModules", model=["ckpt", 0], with_lora=["lora", 0]),
+    }
+    found = []
+    for server in (make_server(slots=None), make_server(slots="cpu")):
+        entry = server.run(workflow)
+        assert outcome(entry) == "success", entry["status"]
+        found.append(entry["outputs"]["modules"])
+    stock, ours = found
+    assert ours["modules"] == stock["modules"]
+    all_modules = stock["listed"][0]
+    assert all_modules > 100
+    assert stock["listed"] == [all_modules] * 9
+    model, with_lora, again, with_callback = (ours["listed"][a:b] for a, b in ((0, 3), (3, 5), (5, 7), (7, 9)))
+    assert model == [all_modules, all_modules, 1], "known after two loads"
+    assert 1 < with_lora[1] < all_modules, "those that the LoRA patches"
+    assert again[1] == 1
+    assert with_callback == [all_modules, all_modules], "somebody else may set attributes"
 
 
 # What it costs.

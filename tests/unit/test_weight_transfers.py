@@ -115,17 +115,26 @@ def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store
 def test_they_are_waited_for_after_an_error(
     driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "_BATCH", 1)
+    monkeypatch.setattr(transfers, "_PART", 1)
     other: Any = SimpleNamespace(tensor=NotThisOne())
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
         transfers.move([*pairs(module), (module.weight, other)], CPU, store.may_pin)
     assert stream.waits == 1
 
 
-def test_memory_for_all_copies_is_there_before_the_first_copy(
-    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ahead", "expected"), [(2, [(True, False), (True, True)]), (1, [(True,), (True, True)])], ids=["two", "one"]
+)
+def test_memory_is_there_so_many_parts_ahead(
+    driver: Driver,
+    stream: Stream,
+    store: Store,
+    module: nn.Linear,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: int,
+    expected: list[tuple[bool, ...]],
 ) -> None:
-    """And each part finds its own free: the driver would not allocate while it copies."""
+    """And each part finds its own free when it is copied."""
     rooms: list[ref[Any]] = []
     free_at_copy = []
     empty, foreach_copy = torch.empty, torch._foreach_copy_
@@ -139,13 +148,14 @@ def test_memory_for_all_copies_is_there_before_the_first_copy(
         free_at_copy.append(tuple(room() is None for room in rooms))
         foreach_copy(*args, **options)
 
-    monkeypatch.setattr(transfers, "_ROOM", 1)
+    monkeypatch.setattr(transfers, "_PART", 1)
+    monkeypatch.setattr(transfers, "_PARTS_AHEAD", ahead)
     monkeypatch.setattr(transfers, "_SMALL", 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", watched_empty)
         patch.setattr(torch, "_foreach_copy_", watched_copy)
         copy(store, module)
-    assert list(dict.fromkeys(free_at_copy)) == [(True, False), (True, True)]
+    assert list(dict.fromkeys(free_at_copy)) == expected
 
 
 def test_weights_are_copied_where_there_is_no_room_for_all_at_once(
@@ -319,7 +329,7 @@ def test_a_model_that_is_loaded_whole_is_copied_but_for_its_patched_weights(
 ) -> None:
     bias = module.bias.data
     with transfers.complete():
-        loading.load_ahead(store, nn.Sequential(module), CPU, {"0.bias": []})
+        loading.load_ahead(store, loading.named_modules_of(nn.Sequential(module)), CPU, {"0.bias": []})
     assert homes.home_of(module.weight) is not None
     assert module.bias.data_ptr() == bias.data_ptr()
     assert transfers.bytes_from(slot)["pinned"] == ROWS * 16

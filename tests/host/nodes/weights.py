@@ -4,23 +4,31 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
+import comfy.patcher_extension
 from aiohttp import web
 from server import PromptServer
 
 from .caching import never_cached
 
 GIB = 1 << 30
+MEETING_S = 120
 
 
 class CPTLoadTimes:
-    """Loads a model onto the slot's GPU and unloads it, as ComfyUI does, and leaves it loaded. Times are seconds."""
+    """Loads a model onto the slot's GPU and unloads it, as ComfyUI does, and leaves it loaded. Times are seconds.
+
+    So many jobs of different slots begin each load at the same time.
+    """
 
     CATEGORY = "comfy_parallel/test"
     FUNCTION = "measure"
@@ -29,21 +37,85 @@ class CPTLoadTimes:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "rounds": ("INT", {"default": 4})}}
+        rounds, jobs = ("INT", {"default": 4}), ("INT", {"default": 1})
+        return {"required": {"model": ("MODEL",), "rounds": rounds, "jobs_at_once": jobs}}
 
     @classmethod
     def IS_CHANGED(cls, **_inputs: Any) -> float:
         return never_cached()
 
-    def measure(self, model: Any, rounds: int) -> dict[str, Any]:
+    def measure(self, model: Any, rounds: int, jobs_at_once: int) -> dict[str, Any]:
         manager = comfy.model_management
-        manager.unload_all_models()
-        loads, unloads = [seconds(lambda: manager.load_models_gpu([model]))], []
-        for _ in range(rounds):
+        loads, unloads = [], []
+        for _ in range(1 + rounds):
             unloads.append(seconds(manager.unload_all_models))
+            meeting(jobs_at_once).wait(MEETING_S)
             loads.append(seconds(lambda: manager.load_models_gpu([model])))
-        found = {"bytes": model.model_size(), "load_s": loads, "unload_s": unloads, **plain_copies()}
+            meeting(jobs_at_once).wait(MEETING_S)
+        found = {"bytes": model.model_size(), "load_s": loads, "unload_s": unloads[1:], **plain_copies()}
         return {"ui": {"value": [found]}}
+
+
+class CPTLoadedModules:
+    """What ComfyUI has set on a model's modules after each of some loads: of the model, with a LoRA, with a callback."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "load"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "with_lora": ("MODEL",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        return never_cached()
+
+    def load(self, model: Any, with_lora: Any) -> dict[str, Any]:
+        manager = comfy.model_management
+        found, listed = [], []
+        told = model.clone()
+        told.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, set_an_attribute)
+        for loaded in (model, model, model, with_lora, with_lora, model, model, told, told):
+            manager.unload_all_models()
+            with counted_lists(type(loaded), listed):
+                manager.load_models_gpu([loaded])
+            found.append([loaded.loaded_size(), *map(plain_attributes, loaded.model.modules())])
+        return {"ui": {"modules": [found], "listed": listed}}
+
+
+def set_an_attribute(patcher: Any, *_args: Any) -> None:
+    for module in patcher.model.modules():
+        module.loads = getattr(module, "loads", 0) + 1
+
+
+@contextmanager
+def counted_lists(patcher: Any, lengths: list[int]) -> Iterator[None]:
+    """Note how many modules ComfyUI lists."""
+    load_list = patcher._load_list
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = load_list(self, *args, **kwargs)
+        lengths.append(len(listed))
+        return listed
+
+    patcher._load_list = counted
+    try:
+        yield
+    finally:
+        patcher._load_list = load_list
+
+
+def plain_attributes(module: Any) -> dict[str, Any]:
+    """And how long its lists are."""
+    values = {name: len(value) if type(value) is list else value for name, value in vars(module).items()}
+    return {name: value for name, value in sorted(values.items()) if type(value) in (bool, int, float, str)}
+
+
+@functools.cache
+def meeting(jobs: int) -> threading.Barrier:
+    return threading.Barrier(jobs)
 
 
 def plain_copies() -> dict[str, float | None]:
@@ -96,4 +168,4 @@ async def weights(request: web.Request) -> web.Response:
     return web.json_response(digests() if "comfy_parallel.weights.store" in sys.modules else {})
 
 
-NODES = {node.__name__: node for node in (CPTLoadTimes,)}
+NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules)}
