@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,13 +261,18 @@ def measure_model(
     eager: list[Use] = [(servers.eager, slot) for slot in range(count)]
     plan = {ours(count): graphs, processes(1): stock[:1], ours(1): graphs[:1], processes(count): stock}
     plan |= {ours(number): graphs[:number] for number in (2, 4) if number < count}
-    plan |= {f"{ours(count)}, graphs off": eager, f"{ours(1)}, graphs off": eager[:1]}
     for what, uses in plan.items():
         measure(model, what, uses, options, deadline, results)
+    for what, uses in ((f"{ours(count)}, graphs off", eager), (f"{ours(1)}, graphs off", eager[:1])):
+        measure(with_few_jobs(model), what, uses, options, deadline, results)
     steps = [queue["graphs"] for queue in servers.graphs.request("GET", "/queue/all")[1]["queues"]]
     results.notes.append(f"after {model.name}, graph stepping per slot: {steps}")
     for server in servers.all:
         server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+
+
+def with_few_jobs(model: Model) -> Model:
+    return replace(model, jobs_per_gpu=max(2, model.jobs_per_gpu // 4))
 
 
 def ours(slots: int) -> str:
@@ -321,8 +326,7 @@ def measure_stock_defaults(
     with started(others):
         run(model, [(server, None, 1) for server in others], deadline)
         uses: list[Use] = [(server, None) for server in others]
-        few = Model(model.name, model.job, model.other_shape, max(2, model.jobs_per_gpu // 4))
-        measure(few, f"{processes(len(others))}, default threads", uses, options, deadline, results)
+        measure(with_few_jobs(model), f"{processes(len(others))}, default threads", uses, options, deadline, results)
 
 
 def measure(

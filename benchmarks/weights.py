@@ -177,6 +177,7 @@ def report_memory(rows: list[Memory], counts: list[int]) -> None:
 
 
 def compare_loading(comfyui: Path, models: Path, devices: list[str]) -> None:
+    count = len(devices)
     rows: list[tuple[str, str, dict[str, Any], float]] = []
     with started(comfyui, models, devices, None) as stock:
         for name in LOADED:
@@ -184,21 +185,22 @@ def compare_loading(comfyui: Path, models: Path, devices: list[str]) -> None:
     with started(comfyui, models, devices, ",".join(devices)) as ours:
         for name in LOADED:
             rows.append((name, "ours, from RAM", load_times(ours, name, 0), 1))
-            if len(devices) > 1:
+            if count > 1:
                 rows.append((name, "ours, from another GPU", load_times(ours, name, 1), 1))
             free(ours)
-            with ThreadPoolExecutor(len(devices)) as pool:
-                at_once = list(pool.map(lambda slot, name=name: load_times(ours, name, slot), range(len(devices))))
-            rows.append((name, f"ours, {len(devices)} slots at once, each", slowest(at_once), len(devices)))
+            with ThreadPoolExecutor(count) as pool:
+                at_once = list(pool.map(lambda slot, name=name: load_times(ours, name, slot, count), range(count)))
+            rows.append((name, f"ours, {count} slots at once, each", slowest(at_once), count))
             free(ours)
         print(*ours.request("GET", "/parallel/weights")[1]["slots"], sep="\n")
     report_loading(rows)
 
 
-def load_times(server: HostServer, name: str, slot: int | None) -> dict[str, Any]:
-    """What the test node CPTLoadTimes tells; of stock, where `slot` is None."""
+def load_times(server: HostServer, name: str, slot: int | None, at_once: int = 1) -> dict[str, Any]:
+    """What the test node CPTLoadTimes tells; of stock, where `slot` is None. So many slots begin each load together."""
     rounds = STOCK_ROUNDS[name] if slot is None else ROUNDS
-    workflow = {"loader": LOADED[name], "times": node("CPTLoadTimes", model=["loader", 0], rounds=rounds)}
+    times = node("CPTLoadTimes", model=["loader", 0], rounds=rounds, jobs_at_once=at_once)
+    workflow = {"loader": LOADED[name], "times": times}
     entry = server.run(workflow, slot)
     assert entry["status"]["completed"], entry["status"]
     found: dict[str, Any] = entry["outputs"]["times"]["value"][0]
