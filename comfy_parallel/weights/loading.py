@@ -120,7 +120,7 @@ def load_ahead(store: Store, modules: Sequence[tuple[str, Any]], device: Any, pa
         parameters = parameters_of([module for _, module in modules])
         if patched:
             named = ((f"{name}.{own}", p) for name, module in modules for own, p in module._parameters.items())
-            skipped = {id(p) for name, p in named if name in patched}
+            skipped = {id(p) for name, p in named if name.removeprefix(".") in patched}
             parameters = [p for p in parameters if id(p) not in skipped]
         pairs = [(p, home) for p in parameters if (home := home_at(p)) is not None]
     transfers.move(pairs, device, store.may_pin)

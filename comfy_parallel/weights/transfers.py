@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PART = 512 << 20  # Asked of the driver at once, and copied together.
 _PARTS_AHEAD = 2  # The driver takes about as long for memory as for copies from another GPU.
-_TURN_S = 0.1
+_TURN_S = 0.1  # So long a slot waits for its turn at most.
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
