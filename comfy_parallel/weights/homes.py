@@ -147,12 +147,10 @@ def borrow(places: Sequence[Place], copies: Sequence[Any]) -> dict[int, Any]:
     Returns what is copied from, by its number, to be kept until that is done. The others are not copied.
     """
     found: dict[int, Any] = {}
-    target = copies[0].device.index
     with _lock:
         held_in = {region: _holders.get(region, {}) for region in {region for region, _ in places}}
-        for number, (region, span) in enumerate(places):
-            holders = held_in[region].get(span)
-            source = _lender(holders, target) if holders else None
+        for number, ((region, span), copy) in enumerate(zip(places, copies, strict=True)):
+            source = _lender(held_in[region].get(span, ()), copy.device.index)
             if source is not None:
                 found[number] = source
         peers.copy([(source, copies[number]) for number, source in found.items()])
@@ -166,7 +164,7 @@ def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
         home: Home | None = getattr(parameter, _HOME, None)
         arrival = None if home is None else home.arrival
         if parameter is None or home is None or arrival is None or not arrival.is_over:
-            continue
+            continue  # as most often when several slots load at once; what follows takes longer
         # The parameter may go home or leave again at any time; so this order, that of `remember`.
         data = parameter.data
         is_copy = data.is_cuda and home.copy_address == data.data_ptr()

@@ -86,7 +86,7 @@ def whole_load(patcher: Any, named_modules: Sequence[tuple[str, Any]], device: A
     Args:
         named_modules: all of the model's.
     """
-    if not _move_as_torch_does([module for _, module in named_modules]):
+    if _have_moves_of_their_own([module for _, module in named_modules]):
         yield
         return
     known = _known.setdefault(patcher.model, _Known())
@@ -197,8 +197,8 @@ def _patched_modules(patcher: Any) -> set[str]:
     return {key.rpartition(".")[0] for table in tables for key in table if isinstance(key, str)}
 
 
-def _move_as_torch_does(modules: Sequence[Any]) -> bool:
+def _have_moves_of_their_own(modules: Sequence[Any]) -> bool:
     import torch
 
     kinds: set[Any] = set(map(type, modules))
-    return loading.move_as_torch_does(modules) and all(kind.to is torch.nn.Module.to for kind in kinds)
+    return not loading.move_as_torch_does(modules) or any(kind.to is not torch.nn.Module.to for kind in kinds)

@@ -142,7 +142,7 @@ def _rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> Iterator
             large = sum(-(-size // _UNIT) * _UNIT for size in part if size > _SMALL)
             yield torch.empty(large, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError:
-        logger.debug("no room for all copies on %s before the first", device)
+        logger.debug("no room on %s ahead of the copies", device)
 
 
 def _allocate(tensors: list[Any], device: Any) -> list[Any]:

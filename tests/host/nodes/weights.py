@@ -24,25 +24,30 @@ GIB = 1 << 30
 MEETING_S = 120
 
 
-class CPTLoadTimes:
+class Observing:
+    """A node that runs in every job and has no outputs but what it tells."""
+
+    CATEGORY = "comfy_parallel/test"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        return never_cached()
+
+
+class CPTLoadTimes(Observing):
     """Loads a model onto the slot's GPU and unloads it, as ComfyUI does, and leaves it loaded. Times are seconds.
 
     So many jobs of different slots begin each load at the same time.
     """
 
-    CATEGORY = "comfy_parallel/test"
     FUNCTION = "measure"
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         rounds, jobs = ("INT", {"default": 4}), ("INT", {"default": 1})
         return {"required": {"model": ("MODEL",), "rounds": rounds, "jobs_at_once": jobs}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return never_cached()
 
     def measure(self, model: Any, rounds: int, jobs_at_once: int) -> dict[str, Any]:
         manager = comfy.model_management
@@ -56,21 +61,14 @@ class CPTLoadTimes:
         return {"ui": {"value": [found]}}
 
 
-class CPTLoadedModules:
+class CPTLoadedModules(Observing):
     """What ComfyUI has set on a model's modules after each of some loads: of the model, with a LoRA, with a callback."""
 
-    CATEGORY = "comfy_parallel/test"
     FUNCTION = "load"
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"model": ("MODEL",), "with_lora": ("MODEL",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_inputs: Any) -> float:
-        return never_cached()
 
     def load(self, model: Any, with_lora: Any) -> dict[str, Any]:
         manager = comfy.model_management
