@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.deploy
 
 REPO_DIR = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 30
+
+
+@pytest.fixture
+def ctrl_c_reaches_children() -> Iterator[None]:
+    """What a shell's script starts in the background ignores Ctrl+C, and so does whatever that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -34,6 +43,7 @@ def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("ctrl_c_reaches_children")
 def test_starts_a_real_comfyui_that_passes_the_quick_test_and_stops_on_ctrl_c(
     plain_env: dict[str, str], tmp_path: Path, host_dir: Path
 ) -> None:
