@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_parallel.patching import Patch
 from comfy_parallel.weights import homes, leaves, loading, marks, memory, streaming, transfers
+from comfy_parallel.weights.turns import turn
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
@@ -125,11 +126,12 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
         with transfers.complete():
             if not full_load or getattr(device_to, "type", None) is None:
                 return original(self, *arguments, **others)
-            modules = loading.named_modules_of(self.model)
-            if device_to.type == "cuda":
-                loading.load_ahead(store, modules, device_to, self.patches)
+            with turn():
+                modules = loading.named_modules_of(self.model)
+            is_gpu = device_to.type == "cuda"
+            done = loading.load_ahead(store, modules, device_to, self.patches) if is_gpu else {}
             is_hosts_alone = type(self) is host["ModelPatcher"] and not self.get_all_callbacks(on_load)
-            with marks.whole_load(self, modules, device_to) if is_hosts_alone else nullcontext():
+            with marks.whole_load(self, modules, device_to, done) if is_hosts_alone else nullcontext():
                 return original(self, *arguments, **others)
 
     return load

@@ -33,17 +33,22 @@ class Home:
         copy_address: where its copy on a device lies; 0 while it is an alias.
         arrival: of the copy; None where others may not copy from it.
         is_listed: among those that others may copy from.
+        holders: all that are, of the same place.
+        size: in bytes.
     """
 
-    __slots__ = ("address", "arrival", "copy_address", "is_listed", "place", "tensor")
+    __slots__ = ("address", "arrival", "copy_address", "holders", "is_listed", "place", "size", "tensor")
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
-        self.place = place_of(tensor)
+        self.place = region, span = place_of(tensor)
         self.address = tensor.data_ptr()
         self.copy_address = 0
         self.arrival: Arrival | None = None
         self.is_listed = False
+        self.size = tensor.nbytes
+        with _lock:
+            self.holders = _holders.setdefault(region, {}).setdefault(span, [])
 
     def is_like(self, parameter: Any) -> bool:
         """Whether they have the same dtype and shape."""
@@ -107,11 +112,9 @@ def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
 
 
 def _list(parameter: Any, home: Home) -> None:
-    region, span = home.place
     with _lock:
-        holders = _holders.setdefault(region, {}).setdefault(span, [])
-        holders[:] = [holder for holder in holders if holder() is not None and holder() is not parameter]
-        holders.append(ref(parameter))
+        others = [holder for holder in home.holders if holder() is not None and holder() is not parameter]
+        home.holders[:] = [*others, ref(parameter)]
         home.is_listed = True
 
 
@@ -129,6 +132,7 @@ def send_home(parameter: Any) -> None:
     if home is not None:
         parameter.data = home.tensor  # Who copies from it keeps its memory until that is done.
         home.copy_address = 0
+        home.arrival = None
 
 
 def forget(parameter: Any) -> None:
@@ -141,16 +145,15 @@ def forget(parameter: Any) -> None:
         peers.wait_for_readers(parameter.device.index)
 
 
-def borrow(places: Sequence[Place], copies: Sequence[Any]) -> dict[int, Any]:
-    """Queue copies of these places to the tensors in `copies` from parameters on other GPUs, where that is fast.
+def borrow(homes: Sequence[Home], copies: Sequence[Any]) -> dict[int, Any]:
+    """Queue copies of these homes to the tensors in `copies` from parameters on other GPUs, where that is fast.
 
     Returns what is copied from, by its number, to be kept until that is done. The others are not copied.
     """
     found: dict[int, Any] = {}
     with _lock:
-        held_in = {region: _holders.get(region, {}) for region in {region for region, _ in places}}
-        for number, ((region, span), copy) in enumerate(zip(places, copies, strict=True)):
-            source = _lender(held_in[region].get(span, ()), copy.device.index)
+        for number, (home, copy) in enumerate(zip(homes, copies, strict=True)):
+            source = _lender(home.holders, copy.device.index) if home.holders else None
             if source is not None:
                 found[number] = source
         peers.copy([(source, copies[number]) for number, source in found.items()])

@@ -6,18 +6,21 @@ nothing patches, whose weights are on the device already, it sets the same attri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from comfy_parallel.patching import replace
 from comfy_parallel.slot import SlotLocal
-from comfy_parallel.weights import leaves, loading, transfers
+from comfy_parallel.weights import leaves, loading
+from comfy_parallel.weights.turns import turn
 
 _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
+_LEAST = 2  # Of fewer, `itemgetter` makes no tuple. Every module of torch has three: `training`, and two of its hooks'.
 
 
 @dataclass(slots=True)
@@ -27,25 +30,37 @@ class _Marks:
     Attributes:
         build: what the module is made of.
         names: of all attributes that it had before.
-        before: the values of those that can be compared.
+        get: those that can be compared, from `vars(module)`.
+        before: their values.
+        types: and the types of these.
         after: those that were set.
+        lists: and those that were set to an empty list.
+        are_any: whether anything was set.
     """
 
     module: ref[Any]
     build: tuple[Any, ...]
-    names: frozenset[str]
-    before: dict[str, Any]
+    names: tuple[str, ...]
+    get: itemgetter[Any]
+    before: tuple[Any, ...]
+    types: tuple[type, ...]
     after: dict[str, Any]
+    lists: tuple[str, ...]
+    are_any: bool
 
     def would_be_set(self, module: Any) -> bool:
         """Whether the module is as it was before that load."""
         now = vars(module)
-        if self.module() is not module or now.keys() != self.names or _build(module) != self.build:
+        if self.module() is not module or tuple(now) != self.names or _build(module) != self.build:
             return False
-        return all(type(now[name]) is type(value) and now[name] == value for name, value in self.before.items())
+        values = self.get(now)  # Their types are compared first: tensors do not compare.
+        return tuple(map(type, values)) == self.types and bool(values == self.before)
 
     def set_on(self, module: Any) -> None:
-        vars(module).update([(name, _own(value)) for name, value in self.after.items()])
+        attributes = vars(module)
+        attributes.update(self.after)
+        for name in self.lists:
+            attributes[name] = []
 
 
 @dataclass(slots=True)
@@ -76,7 +91,9 @@ _load: SlotLocal[_Load | None] = SlotLocal(lambda: None)
 
 
 @contextmanager
-def whole_load(patcher: Any, named_modules: Sequence[tuple[str, Any]], device: Any) -> Iterator[None]:
+def whole_load(
+    patcher: Any, named_modules: Sequence[tuple[str, Any]], device: Any, done: Mapping[str, int]
+) -> Iterator[None]:
     """The body is the host's load of this patcher's model, whole, whose weights have been copied to the device, and of
     which nobody but the host is told.
 
@@ -85,6 +102,7 @@ def whole_load(patcher: Any, named_modules: Sequence[tuple[str, Any]], device: A
 
     Args:
         named_modules: all of the model's.
+        done: the bytes of modules, by name, that have been copied and hold no others.
     """
     if _have_moves_of_their_own([module for _, module in named_modules]):
         yield
@@ -96,15 +114,16 @@ def whole_load(patcher: Any, named_modules: Sequence[tuple[str, Any]], device: A
     patched = _patched_modules(patcher)
     same: list[tuple[str, Any, _Marks]] = []
     listed: list[tuple[str, Any]] = []
-    with transfers.turn():
+    with turn():
         for name, module in named_modules:
             marks = known.marks.get(name)
-            if marks is None or name in patched or not marks.would_be_set(module) or not loading.is_on(module, device):
+            is_there = name in done or loading.is_on(module, device)
+            if marks is None or name in patched or not is_there or not marks.would_be_set(module):
                 listed.append((name, module))
-            elif marks.after:
+            elif marks.are_any:
                 same.append((name, module, marks))
     others = [(name, module, dict(vars(module))) for name, module in listed if name and name not in patched]
-    with _leaving_out(same, patcher, device, listed):
+    with _leaving_out(same, patcher, device, listed, done):
         yield
     for name, module, before in others:
         known.marks.pop(name, None)
@@ -128,19 +147,23 @@ def left_to_move(model: Any, device: Any) -> list[Any] | None:
 
 @contextmanager
 def _leaving_out(
-    same: list[tuple[str, Any, _Marks]], patcher: Any, device: Any, listed: list[tuple[str, Any]]
+    same: list[tuple[str, Any, _Marks]],
+    patcher: Any,
+    device: Any,
+    listed: list[tuple[str, Any]],
+    done: Mapping[str, int],
 ) -> Iterator[None]:
     """Within, the host's list of what it has to load has the modules listed, and one of the others for all."""
     if not same:
         yield
         return
     name, stand_in, _ = same.pop()
-    size = sum(leaves.size_of(module) or 0 for _, module, _ in same)
+    size = sum(done[name] if name in done else leaves.size_of(module) or 0 for name, module, _ in same)
     load = _Load(patcher.model, device, [*listed, (name, stand_in)], size)
 
     def load_list(*args: Any, **kwargs: Any) -> Any:
         is_shorter.revert()
-        with transfers.turn():
+        with turn():
             for _, module, marks in same:
                 marks.set_on(module)
         is_seen = replace(load.model, "named_modules", lambda *args, **kwargs: iter(load.listed))
@@ -164,16 +187,26 @@ def _marks(module: Any, before: dict[str, Any]) -> _Marks | None:
     """What has been set on a module since; None if that cannot be set again."""
     now = vars(module)
     after = {name: value for name, value in now.items() if before.get(name, _ABSENT) is not value}
-    is_complete = before.keys() <= now.keys() and all(map(_is_plain, after.values()))
-    if not is_complete or not all(_is_plain(before[name]) for name in after if name in before):
-        return None
     plain = {name: _own(value) for name, value in before.items() if _is_plain(value)}
-    kept = {name: _own(value) for name, value in after.items()}
-    return _Marks(ref(module), _build(module), frozenset(before), plain, kept)
+    is_complete = before.keys() <= now.keys() and all(map(_is_plain, after.values()))
+    if not is_complete or not plain.keys() >= after.keys() & before.keys() or len(plain) < _LEAST:
+        return None
+    values = tuple(plain.values())
+    return _Marks(
+        module=ref(module),
+        build=_build(module),
+        names=tuple(before),
+        get=itemgetter(*plain),
+        before=values,
+        types=tuple(map(type, values)),
+        after={name: value for name, value in after.items() if type(value) is not list},
+        lists=tuple(name for name, value in after.items() if type(value) is list),
+        are_any=bool(after),
+    )
 
 
 def _build(module: Any) -> tuple[Any, ...]:
-    return (type(module), *module._parameters, None, *module._buffers, None, *module._modules)
+    return (type(module), tuple(module._parameters), tuple(module._buffers), tuple(module._modules))
 
 
 def _is_plain(value: Any) -> bool:

@@ -72,6 +72,10 @@ class Pins:
         with self._lock:
             self._streams.add(stream)
             for number, offset, size in ranges:
+                chunk = offset // CHUNK
+                if self._chunks.get(chunk) and offset + size <= (chunk + 1) * CHUNK:
+                    ready.append((number, 0, size))  # as nearly all
+                    continue
                 for start, stop in pieces(offset, size):
                     chunk = start // CHUNK
                     if chunk not in self._chunks and ready:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
-from comfy_parallel.weights.homes import Arrival, Home, Place
+from comfy_parallel.weights.homes import Arrival, Home
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
+from comfy_parallel.weights.turns import turn
 
 logger = logging.getLogger(__name__)
 
-_PART = 512 << 20  # Asked of the driver at once, and copied together.
-_PARTS_AHEAD = 2  # The driver takes about as long for memory as for copies from another GPU.
-_TURN_S = 0.1  # So long a slot waits for its turn at most.
+_FIRST_PART = 64 << 20  # Asked of the driver at once, and copied together; small, so that copies begin early.
+_LARGEST_PART = 512 << 20  # Each is twice as large as the one before, up to here.
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
-_turn = threading.RLock()
 
 
 class _Queued:
@@ -63,37 +62,35 @@ def complete() -> Iterator[None]:
             queued.wait()
 
 
-@contextmanager
-def turn() -> Iterator[None]:
-    """For Python of a load that is over soon: one slot after the other is faster than all at once, since handing the
-    interpreter over costs more than what is done in between. Nobody waits long: who is not let in goes on without."""
-    is_mine = _turn.acquire(timeout=_TURN_S)
-    try:
-        yield
-    finally:
-        if is_mine:
-            _turn.release()
-
-
-def move(pairs: Sequence[tuple[Any, Home]], device: Any, may_pin: Callable[[int], bool]) -> None:
+def move(pairs: Iterable[tuple[Any, Home]], device: Any, may_pin: Callable[[int], bool]) -> None:
     """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
 
     Args:
-        pairs: `(parameter, home)`.
+        pairs: `(parameter, home)`. Those told first are being copied while the others are told.
         may_pin: whether so many bytes more may be pinned.
     """
     import torch
 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
-    parts = list(_parts(pairs))
-    rooms = _rooms(parts, device)
-    made = deque(islice(rooms, _PARTS_AHEAD))
-    for part in parts:
-        if made:
-            made.popleft()
-        _move(part, device, queued, may_pin)
-        made.extend(islice(rooms, 1))
+    parts = _parts(pairs)
+    with turn():
+        part = next(parts, None)
+    while part is not None:
+        room = _room(part, device)  # The driver's part of the work, beside the other slots'.
+        with turn():
+            del room
+            parameters, sources = zip(*part, strict=True)
+            copies = _allocate([home.tensor for home in sources], device)
+            left = _queue(queued, sources, copies, may_pin)
+            if not left:
+                _take(parameters, sources, copies, queued.arrival)
+                part = next(parts, None)
+                continue
+        _stage(queued, left, sources, copies)
+        with turn():
+            _take(parameters, sources, copies, queued.arrival)
+            part = next(parts, None)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -112,37 +109,46 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     import torch
 
     with torch.inference_mode():  # Tensors of both kinds may be written to.
-        sources = [_part(region.pins.tensor(spans[piece[0]]), piece) for piece in pieces]
-        torch._foreach_copy_([_part(copies[piece[0]], piece) for piece in pieces], sources, non_blocking=True)
+        sources, targets = [], []
+        for number, start, stop in pieces:
+            source, target = region.pins.tensor(spans[number]), copies[number]
+            is_whole = stop - start == target.nbytes
+            sources.append(source if is_whole else _part(source, start, stop))
+            targets.append(target if is_whole else _part(target, start, stop))
+        torch._foreach_copy_(targets, sources, non_blocking=True)
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _parts(pairs: Sequence[tuple[Any, Home]]) -> Iterator[Sequence[tuple[Any, Home]]]:
-    """Of at least `_PART` bytes each, but for the last."""
-    start = part_size = 0
-    for number, (_, home) in enumerate(pairs):
-        part_size += home.tensor.nbytes
-        if part_size >= _PART or number + 1 == len(pairs):
-            yield pairs[start : number + 1]
-            start, part_size = number + 1, 0
+def _parts(pairs: Iterable[tuple[Any, Home]]) -> Iterator[list[tuple[Any, Home]]]:
+    part: list[tuple[Any, Home]] = []
+    size, enough = 0, _FIRST_PART
+    for pair in pairs:
+        part.append(pair)
+        size += pair[1].size
+        if size >= enough:
+            yield part
+            part, size, enough = [], 0, min(2 * enough, _LARGEST_PART)
+    if part:
+        yield part
 
 
-def _rooms(parts: Sequence[Sequence[tuple[Any, Home]]], device: Any) -> Iterator[Any]:
-    """Memory for the copies of each part. Let go of a room, and torch's allocator cuts a part's large tensors from it,
-    without the driver. What all small ones are cut from is free at once."""
+def _room(part: Sequence[tuple[Any, Home]], device: Any) -> list[Any]:
+    """Memory for the copies of a part. Let go of it, and torch's allocator cuts them from there, without the driver."""
     import torch
 
-    sizes = [[home.tensor.nbytes for _, home in part] for part in parts]
-    small = sum(size for part in sizes for size in part if size <= _SMALL)
+    large = small = 0
+    for _, home in part:
+        size = -(-home.size // _UNIT) * _UNIT
+        if size > _SMALL:
+            large += size
+        else:
+            small += size
     try:
-        with turn():
-            pieces = [torch.empty(_SMALL, dtype=torch.uint8, device=device) for _ in range(0, small, _SMALL)]
-        del pieces
-        for part in sizes:
-            large = sum(-(-size // _UNIT) * _UNIT for size in part if size > _SMALL)
-            yield torch.empty(large, dtype=torch.uint8, device=device)
+        sizes = [large, *[_SMALL] * -(-small // _SMALL)]
+        return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
     except torch.OutOfMemoryError:
-        logger.debug("no room on %s ahead of the copies", device)
+        logger.debug("no room on %s for a part at once", device)
+        return []
 
 
 def _allocate(tensors: list[Any], device: Any) -> list[Any]:
@@ -156,54 +162,54 @@ def _allocate(tensors: list[Any], device: Any) -> list[Any]:
     return copies
 
 
-def _move(pairs: Sequence[tuple[Any, Home]], device: Any, queued: _Queued, may_pin: Callable[[int], bool]) -> None:
-    with turn():
-        copies = _allocate([home.tensor for _, home in pairs], device)
-    _copy(queued, [home for _, home in pairs], copies, may_pin)
-    with turn():
-        for (parameter, home), copy in zip(pairs, copies, strict=True):
-            parameter.data = copy
-            homes.remember(parameter, home, queued.arrival)
-
-
-def _copy(queued: _Queued, sources: list[Home], copies: list[Any], may_pin: Callable[[int], bool]) -> None:
-    tensors, places = [home.tensor for home in sources], [home.place for home in sources]
-    queued.sources += tensors
-    lent = homes.borrow(places, copies)
+def _queue(
+    queued: _Queued, sources: Sequence[Home], copies: Sequence[Any], may_pin: Callable[[int], bool]
+) -> list[Piece]:
+    """Queue copies from other GPUs and from pinned memory. Returns the pieces that lie in neither."""
+    queued.sources += [home.tensor for home in sources]
+    lent = homes.borrow(sources, copies)
     queued.sources += lent.values()
-    queued.bytes_from["peer"] += sum(tensors[number].nbytes for number in lent)
-    left = [number for number in range(len(tensors)) if number not in lent and tensors[number].nbytes]
-    for region, numbers in groupby(left, lambda number: places[number][0]):
-        _copy_from_ram(queued, region, list(numbers), tensors, copies, places, may_pin)
+    queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
+    numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
+    spans = [home.place[1] for home in sources]
+    left: list[Piece] = []
+    for region, group in groupby(numbers, lambda number: sources[number].place[0]):
+        ranges = [(number, spans[number].offset, sources[number].size) for number in group]
+        copy = functools.partial(copy_pinned, region, spans, copies)
+        left += region.pins.read(ranges, _stream(copies), may_pin, copy)
+    return left
 
 
-def _copy_from_ram(
-    queued: _Queued,
-    region: Any,
-    numbers: list[int],
-    tensors: list[Any],
-    copies: list[Any],
-    places: list[Place],
-    may_pin: Callable[[int], bool],
-) -> None:
+def _stage(queued: _Queued, pieces: Sequence[Piece], sources: Sequence[Home], copies: Sequence[Any]) -> None:
+    """Copy pieces of unpinned memory."""
     import torch
 
-    stream = torch.cuda.current_stream(copies[numbers[0]].device)
-    ranges = [(number, places[number][1].offset, tensors[number].nbytes) for number in numbers]
-    spans = [span for _, span in places]
-    for piece in region.pins.read(ranges, stream, may_pin, lambda pieces: copy_pinned(region, spans, copies, pieces)):
-        if queued.staging is None:
-            queued.staging = _Staging()
+    if queued.staging is None:
+        queued.staging = _Staging()
+    for number, start, stop in pieces:
         with torch.inference_mode():
-            queued.staging.copy(_part(tensors[piece[0]], piece), _part(copies[piece[0]], piece), stream)
-        queued.bytes_from["staged"] += piece[2] - piece[1]
+            source, copy = (_part(tensor, start, stop) for tensor in (sources[number].tensor, copies[number]))
+            queued.staging.copy(source, copy, _stream(copies))
+        queued.bytes_from["staged"] += stop - start
 
 
-def _part(tensor: Any, piece: Piece) -> Any:
+def _take(parameters: Sequence[Any], sources: Sequence[Home], copies: Sequence[Any], arrival: Arrival) -> None:
+    for parameter, home, copy in zip(parameters, sources, copies, strict=True):
+        parameter.data = copy
+        homes.remember(parameter, home, arrival)
+
+
+def _stream(copies: Sequence[Any]) -> Any:
     import torch
 
-    _, start, stop = piece
-    return tensor if stop - start == tensor.nbytes else tensor.view(-1).view(torch.uint8)[start:stop]
+    return torch.cuda.current_stream(copies[0].device)
+
+
+def _part(tensor: Any, start: int, stop: int) -> Any:
+    """Its bytes from … to …."""
+    import torch
+
+    return tensor.view(-1).view(torch.uint8)[start:stop]
 
 
 class _Staging:

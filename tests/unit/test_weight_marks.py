@@ -67,7 +67,7 @@ class Patcher:
 
 def load(patcher: Patcher) -> list[str]:
     """The names of the modules that the host sees."""
-    with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU):
+    with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
         patcher.load()
     return patcher.seen
 
@@ -120,16 +120,26 @@ def test_each_module_gets_its_own_list(patcher: Patcher, slot: Slot) -> None:
 
 def test_the_one_that_stands_for_the_others_is_as_large_as_they_are(patcher: Patcher, slot: Slot) -> None:
     with entered(slot):
-        with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU):
+        with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
             patcher.load()
             sizes = [marks.size_beside(module) for module in patcher.model]
         assert sizes == [0, 0, 0, 0, 4 * SIZE]
         assert [marks.size_beside(module) for module in patcher.model] == [0] * BLOCKS
 
 
+def test_sizes_that_are_known_are_not_asked_for(patcher: Patcher, slot: Slot) -> None:
+    """And neither is where those modules are, as they have been copied just now."""
+    patcher.model[1].to("meta")
+    known = {"1": 7}
+    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, known):
+        patcher.load()
+        assert patcher.seen == ["4"]
+        assert marks.size_beside(patcher.model[4]) == 7 + 3 * SIZE
+
+
 def test_what_is_left_to_move_is_what_the_host_sees(patcher: Patcher, slot: Slot) -> None:
     model = patcher.model
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(model), CPU):
+    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(model), CPU, {}):
         assert marks.left_to_move(model, CPU) == [model, model[4]]
         assert marks.left_to_move(model, torch.device("meta")) is None
         assert marks.left_to_move(model[0], CPU) is None
@@ -228,7 +238,7 @@ def test_with_another_setting_all_are_left_to_the_host(patcher: Patcher, slot: S
 
 def test_on_another_device_all_are_left_to_the_host(patcher: Patcher, slot: Slot) -> None:
     modules = loading.named_modules_of(patcher.model)
-    with entered(slot), marks.whole_load(patcher, modules, torch.device("meta")):
+    with entered(slot), marks.whole_load(patcher, modules, torch.device("meta"), {}):
         patcher.load()
     assert len(patcher.seen) == BLOCKS
 
@@ -250,7 +260,7 @@ def test_the_host_sees_all_modules_again_afterwards(patcher: Patcher, slot: Slot
 
 
 def test_and_within_the_load_once_it_has_listed_them(patcher: Patcher, slot: Slot) -> None:
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU):
+    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
         assert len(patcher._load_list()) == 1
         assert len(patcher._load_list()) == BLOCKS
         assert len(list(patcher.model.named_modules())) == 1 + BLOCKS
@@ -270,7 +280,7 @@ def test_a_load_that_fails_leaves_nothing_behind(patcher: Patcher, slot: Slot) -
 
 
 def test_a_host_that_lists_nothing_is_left_alone(patcher: Patcher, slot: Slot) -> None:
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU):
+    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
         pass
     assert "_load_list" not in vars(patcher)
     assert not hasattr(patcher.model[0], "is_loaded")

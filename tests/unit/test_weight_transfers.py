@@ -16,7 +16,6 @@ from torch import nn
 
 from comfy_parallel.slot import Slot, entered
 from comfy_parallel.weights import homes, loading, peers, pins, transfers
-from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import CHUNK, Driver, Stream, stand_in_driver, stand_in_stream
@@ -78,12 +77,6 @@ def copy(store: Store, module: nn.Linear) -> None:
 SIZE = ROWS * 5 * 4
 
 
-class NotThisOne:
-    @property
-    def nbytes(self) -> int:
-        raise RuntimeError("not this one")
-
-
 # Pinned, in chunks.
 
 
@@ -115,47 +108,66 @@ def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store
 def test_they_are_waited_for_after_an_error(
     driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "_PART", 1)
-    other: Any = SimpleNamespace(tensor=NotThisOne())
+    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
+
+    def told() -> Iterator[tuple[Any, homes.Home]]:
+        yield pairs(module)[0]
+        raise RuntimeError("not this one")
+
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
-        transfers.move([*pairs(module), (module.weight, other)], CPU, store.may_pin)
+        transfers.move(told(), CPU, store.may_pin)
     assert stream.waits == 1
 
 
-@pytest.mark.parametrize(
-    ("ahead", "expected"), [(2, [(True, False), (True, True)]), (1, [(True,), (True, True)])], ids=["two", "one"]
-)
-def test_memory_is_there_so_many_parts_ahead(
-    driver: Driver,
-    stream: Stream,
-    store: Store,
-    module: nn.Linear,
-    monkeypatch: pytest.MonkeyPatch,
-    ahead: int,
-    expected: list[tuple[bool, ...]],
+def test_each_part_finds_room_that_is_free(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each part finds its own free when it is copied."""
+    """The driver is asked for a part's memory when the copies of the one before are queued."""
     rooms: list[ref[Any]] = []
     free_at_copy = []
     empty, foreach_copy = torch.empty, torch._foreach_copy_
 
     def watched_empty(*size: int, **options: Any) -> Any:
         room = empty(*size, **options)
-        rooms.append(ref(room))
+        if size[0]:
+            rooms.append(ref(room))
         return room
 
     def watched_copy(*args: Any, **options: Any) -> None:
         free_at_copy.append(tuple(room() is None for room in rooms))
         foreach_copy(*args, **options)
 
-    monkeypatch.setattr(transfers, "_PART", 1)
-    monkeypatch.setattr(transfers, "_PARTS_AHEAD", ahead)
+    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
     monkeypatch.setattr(transfers, "_SMALL", 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", watched_empty)
         patch.setattr(torch, "_foreach_copy_", watched_copy)
         copy(store, module)
-    assert list(dict.fromkeys(free_at_copy)) == expected
+    assert list(dict.fromkeys(free_at_copy)) == [(True,), (True, True)]
+
+
+def test_parts_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "_FIRST_PART", 2)
+    monkeypatch.setattr(transfers, "_LARGEST_PART", 8)
+    weights: Any = [(number, SimpleNamespace(size=1)) for number in range(25)]
+    parts = list(transfers._parts(weights))
+    assert [len(part) for part in parts] == [2, 4, 8, 8, 3]
+    assert [pair for part in parts for pair in part] == weights
+
+
+def test_what_is_told_first_is_copied_while_the_rest_is_told(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
+    found = pairs(module)
+
+    def told() -> Iterator[tuple[Any, homes.Home]]:
+        yield found[0]
+        assert homes.home_of(found[0][0]) is found[0][1]
+        yield found[1]
+
+    with transfers.complete():
+        transfers.move(told(), CPU, store.may_pin)
 
 
 def test_weights_are_copied_where_there_is_no_room_for_all_at_once(
@@ -423,9 +435,9 @@ def target_on(gpu: int) -> Any:
 def test_another_gpu_is_copied_from_once_its_copy_is_complete(queued: list[Any], module: nn.Linear) -> None:
     tensor, arrival, target = module.weight.data, homes.Arrival(), target_on(1)
     holder = lent(tensor, 0, arrival)
-    assert homes.borrow([homes.place_of(tensor)], [target]) == {}
+    assert homes.borrow([homes.Home(tensor)], [target]) == {}
     arrival.is_over = True
-    assert homes.borrow([homes.place_of(tensor)], [target]) == {0: holder.data}
+    assert homes.borrow([homes.Home(tensor)], [target]) == {0: holder.data}
     assert queued == [(holder.data, target)]
 
 
@@ -438,13 +450,13 @@ def test_a_copy_that_is_made_again_is_not_copied_from_until_it_is_complete(
     assert home is not None
     homes.send_home(holder)
     holder.data = data
-    assert homes.borrow([home.place], [copy]) == {}, "nobody has said yet that it is a copy"
+    assert homes.borrow([home], [copy]) == {}, "nobody has said yet that it is a copy"
     homes.remember(holder, home, again)
-    assert homes.borrow([home.place], [copy]) == {}
+    assert homes.borrow([home], [copy]) == {}
     again.is_over = True
-    assert homes.borrow([home.place], [copy]) == {0: data}
+    assert homes.borrow([home], [copy]) == {0: data}
     homes.remember(holder, home, None)
-    assert homes.borrow([home.place], [copy]) == {}, "torch moved it"
+    assert homes.borrow([home], [copy]) == {}, "torch moved it"
 
 
 def test_a_parameter_that_comes_and_goes_is_listed_once(queued: list[Any], module: nn.Linear) -> None:
@@ -459,11 +471,10 @@ def test_a_parameter_that_comes_and_goes_is_listed_once(queued: list[Any], modul
 def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], module: nn.Linear) -> None:
     weight, arrival = module.weight.data, homes.Arrival(is_over=True)
     holder = lent(weight, 0, arrival)
-    region, span = homes.place_of(weight)
-    assert homes.borrow([(region, span)], [target_on(0)]) == {}, "it is the same GPU"
-    assert homes.borrow([homes.place_of(module.bias.data)], [target_on(1)]) == {}
-    assert homes.borrow([(region, Span(span.offset, torch.int32, span.shape, span.stride))], [target_on(1)]) == {}
-    assert homes.borrow([(region, span)], [target_on(1)]) == {0: holder.data}
+    assert homes.borrow([homes.Home(weight)], [target_on(0)]) == {}, "it is the same GPU"
+    assert homes.borrow([homes.Home(module.bias.data)], [target_on(1)]) == {}
+    assert homes.borrow([homes.Home(weight.view(torch.int32))], [target_on(1)]) == {}
+    assert homes.borrow([homes.Home(weight)], [target_on(1)]) == {0: holder.data}
 
 
 @pytest.mark.parametrize("happens", ["forgotten", "replaced", "home", "gone"])
@@ -484,7 +495,7 @@ def test_nobody_copies_from_what_is_no_copy_any_more(
     else:
         del holder
         collect()
-    assert homes.borrow([homes.place_of(tensor)], [target_on(1)]) == {}
+    assert homes.borrow([homes.Home(tensor)], [target_on(1)]) == {}
     assert waited == ([0] if happens == "forgotten" else [])
     assert queued == []
 
