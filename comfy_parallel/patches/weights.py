@@ -8,8 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from comfy_parallel.patching import Patch
-from comfy_parallel.weights import homes, leaves, loading, marks, memory, streaming, transfers
-from comfy_parallel.weights.turns import turn
+from comfy_parallel.weights import homes, leaves, loading, marks, memory, plans, streaming, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
@@ -126,10 +125,10 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
         with transfers.complete():
             if not full_load or getattr(device_to, "type", None) is None:
                 return original(self, *arguments, **others)
-            with turn():
-                modules = loading.named_modules_of(self.model)
-            is_gpu = device_to.type == "cuda"
-            done = loading.load_ahead(store, modules, device_to, self.patches) if is_gpu else {}
+            if device_to.type == "cuda":
+                modules, done = plans.load_ahead(store, self.model, device_to, self.patches)
+            else:
+                modules, done = loading.named_modules_of(self.model), {}
             is_hosts_alone = type(self) is host["ModelPatcher"] and not self.get_all_callbacks(on_load)
             with marks.whole_load(self, modules, device_to, done) if is_hosts_alone else nullcontext():
                 return original(self, *arguments, **others)

@@ -15,7 +15,7 @@ from comfy_parallel.weights import peers
 from comfy_parallel.weights.memory import Region, origin_of, span_of
 from comfy_parallel.weights.spans import Span
 
-_HOME = "comfy_parallel_home"
+HOME = "comfy_parallel_home"  # of a parameter, as an attribute
 Place = tuple[Region, Span]
 
 
@@ -37,7 +37,7 @@ class Home:
         size: in bytes.
     """
 
-    __slots__ = ("address", "arrival", "copy_address", "holders", "is_listed", "place", "size", "tensor")
+    __slots__ = ("__weakref__", "address", "arrival", "copy_address", "holders", "is_listed", "place", "size", "tensor")
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
@@ -81,7 +81,7 @@ def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
     Args:
         shared_data: gives that tensor, or None. Not asked while the parameter's memory is the same as before.
     """
-    home: Home | None = getattr(parameter, _HOME, None)
+    home: Home | None = getattr(parameter, HOME, None)
     if (
         home is not None
         and not home.copy_address
@@ -94,7 +94,7 @@ def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
     if data is None:
         return None
     home = Home(data)
-    setattr(parameter, _HOME, home)
+    setattr(parameter, HOME, home)
     return home
 
 
@@ -106,7 +106,7 @@ def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
     """
     home.arrival = arrival  # first: others look at the parameter at any time
     home.copy_address = parameter.data_ptr()
-    setattr(parameter, _HOME, home)
+    setattr(parameter, HOME, home)
     if arrival is not None and not home.is_listed:
         _list(parameter, home)
 
@@ -120,7 +120,7 @@ def _list(parameter: Any, home: Home) -> None:
 
 def home_of(parameter: Any) -> Home | None:
     """The home of a parameter on a device; None if it has none, or is another tensor by now."""
-    home: Home | None = getattr(parameter, _HOME, None)
+    home: Home | None = getattr(parameter, HOME, None)
     if home is None or not home.copy_address or home.copy_address != parameter.data_ptr():
         return None
     return home if home.is_like(parameter) else None
@@ -138,9 +138,9 @@ def send_home(parameter: Any) -> None:
 def forget(parameter: Any) -> None:
     """Call this before a parameter is written to or replaced: GPUs that copy from it finish first."""
     with _lock:
-        had_home = hasattr(parameter, _HOME)
+        had_home = hasattr(parameter, HOME)
         if had_home:
-            delattr(parameter, _HOME)
+            delattr(parameter, HOME)
     if had_home and parameter.device.type == "cuda":
         peers.wait_for_readers(parameter.device.index)
 
@@ -164,7 +164,7 @@ def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
     """The numbers of a parameter on another GPU."""
     for holder in holders:
         parameter = holder()
-        home: Home | None = getattr(parameter, _HOME, None)
+        home: Home | None = getattr(parameter, HOME, None)
         arrival = None if home is None else home.arrival
         if parameter is None or home is None or arrival is None or not arrival.is_over:
             continue  # as most often when several slots load at once; what follows takes longer

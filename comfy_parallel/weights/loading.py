@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slot import SlotLocal, current_slot
-from comfy_parallel.weights import homes, leaves, ram, streaming, transfers
+from comfy_parallel.weights import homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
@@ -103,49 +103,10 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
         try:
             if device is not None and device.type == "cuda":
                 pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.tensor.dtype)]
-                transfers.move(pairs, device, store.may_pin)
+                transfers.move(transfers.parts(pairs), device, store.may_pin)
             yield
         finally:
             after_move(leaving)
-
-
-def load_ahead(
-    store: Store, modules: Sequence[tuple[str, Any]], device: Any, patched: Collection[str]
-) -> dict[str, int]:
-    """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way.
-
-    Args:
-        modules: all of the model's, with their names.
-        patched: names of parameters.
-
-    Returns the bytes of the modules, by name, of which nothing is left to move, and which hold no others.
-    """
-    done: dict[str, int] = {}
-    transfers.move(_homes_in(modules, patched, done), device, store.may_pin)
-    return done
-
-
-def _homes_in(
-    modules: Sequence[tuple[str, Any]], patched: Collection[str], done: dict[str, int]
-) -> Iterator[tuple[Any, Home]]:
-    """The parameters with a home, each once. Notes in `done` the bytes of the modules that have no other tensors."""
-    told: set[int] = set()
-    for name, module in modules:
-        size = 0
-        is_done = leaves.is_plain(module) and not module._buffers
-        for own, parameter in module._parameters.items():
-            if parameter is None or (patched and (f"{name}.{own}" if name else own) in patched):
-                is_done = is_done and parameter is None
-                continue
-            home = home_at(parameter)
-            if home is None or parameter.grad is not None:
-                is_done = False
-            if home is not None and id(parameter) not in told:
-                told.add(id(parameter))
-                size += home.size
-                yield parameter, home
-        if is_done:
-            done[name] = size
 
 
 def modules_of(module: Any) -> list[Any]:

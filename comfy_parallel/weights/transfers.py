@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
@@ -62,35 +62,67 @@ def complete() -> Iterator[None]:
             queued.wait()
 
 
-def move(pairs: Iterable[tuple[Any, Home]], device: Any, may_pin: Callable[[int], bool]) -> None:
+class Part(NamedTuple):
+    """Weights that are copied together.
+
+    Attributes:
+        homes: of the parameters.
+        large, small: bytes on a device of those over `_SMALL`, and of the others.
+    """
+
+    parameters: Sequence[Any]
+    homes: Sequence[Home]
+    large: int
+    small: int
+
+
+def parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
+    """In the same order.
+
+    Args:
+        pairs: `(parameter, home)`.
+    """
+    made = []
+    parameters: list[Any] = []
+    sources: list[Home] = []
+    large, small, enough = 0, 0, _FIRST_PART
+    for parameter, home in pairs:
+        parameters.append(parameter)
+        sources.append(home)
+        size = -(-home.size // _UNIT) * _UNIT
+        if size > _SMALL:
+            large += size
+        else:
+            small += size
+        if large + small >= enough:
+            made.append(Part(parameters, sources, large, small))
+            parameters, sources, large, small = [], [], 0, 0
+            enough = min(2 * enough, _LARGEST_PART)
+    return [*made, Part(parameters, sources, large, small)] if sources else made
+
+
+def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> None:
     """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
 
     Args:
-        pairs: `(parameter, home)`. Those told first are being copied while the others are told.
         may_pin: whether so many bytes more may be pinned.
     """
     import torch
 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
-    parts = _parts(pairs)
-    with turn():
-        part = next(parts, None)
-    while part is not None:
+    for part in parts:
         room = _room(part, device)  # The driver's part of the work, beside the other slots'.
         with turn():
             del room
-            parameters, sources = zip(*part, strict=True)
-            copies = _allocate([home.tensor for home in sources], device)
-            left = _queue(queued, sources, copies, may_pin)
+            copies = _allocate([home.tensor for home in part.homes], device)
+            left = _queue(queued, part.homes, copies, may_pin)
             if not left:
-                _take(parameters, sources, copies, queued.arrival)
-                part = next(parts, None)
+                _take(part, copies, queued.arrival)
                 continue
-        _stage(queued, left, sources, copies)
+        _stage(queued, left, part.homes, copies)
         with turn():
-            _take(parameters, sources, copies, queued.arrival)
-            part = next(parts, None)
+            _take(part, copies, queued.arrival)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -119,32 +151,12 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _parts(pairs: Iterable[tuple[Any, Home]]) -> Iterator[list[tuple[Any, Home]]]:
-    part: list[tuple[Any, Home]] = []
-    size, enough = 0, _FIRST_PART
-    for pair in pairs:
-        part.append(pair)
-        size += pair[1].size
-        if size >= enough:
-            yield part
-            part, size, enough = [], 0, min(2 * enough, _LARGEST_PART)
-    if part:
-        yield part
-
-
-def _room(part: Sequence[tuple[Any, Home]], device: Any) -> list[Any]:
+def _room(part: Part, device: Any) -> list[Any]:
     """Memory for the copies of a part. Let go of it, and torch's allocator cuts them from there, without the driver."""
     import torch
 
-    large = small = 0
-    for _, home in part:
-        size = -(-home.size // _UNIT) * _UNIT
-        if size > _SMALL:
-            large += size
-        else:
-            small += size
     try:
-        sizes = [large, *[_SMALL] * -(-small // _SMALL)]
+        sizes = [part.large, *[_SMALL] * -(-part.small // _SMALL)]
         return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
     except torch.OutOfMemoryError:
         logger.debug("no room on %s for a part at once", device)
@@ -193,8 +205,8 @@ def _stage(queued: _Queued, pieces: Sequence[Piece], sources: Sequence[Home], co
         queued.bytes_from["staged"] += stop - start
 
 
-def _take(parameters: Sequence[Any], sources: Sequence[Home], copies: Sequence[Any], arrival: Arrival) -> None:
-    for parameter, home, copy in zip(parameters, sources, copies, strict=True):
+def _take(part: Part, copies: Sequence[Any], arrival: Arrival) -> None:
+    for parameter, home, copy in zip(part.parameters, part.homes, copies, strict=True):
         parameter.data = copy
         homes.remember(parameter, home, arrival)
 

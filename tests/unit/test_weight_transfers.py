@@ -69,7 +69,7 @@ def pairs(module: nn.Linear) -> list[tuple[Any, homes.Home]]:
 def copy(store: Store, module: nn.Linear) -> None:
     """As if the CPU were the GPU that the module moves to."""
     with transfers.complete():
-        transfers.move(pairs(module), CPU, store.may_pin)
+        transfers.move(transfers.parts(pairs(module)), CPU, store.may_pin)
     assert bits(module.weight) == bits(numbers(ROWS, 4))
     assert bits(module.bias) == bits(numbers(ROWS))
 
@@ -100,7 +100,7 @@ def test_all_is_copied_from_chunks_that_are_pinned_once(
 def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store, module: nn.Linear) -> None:
     with transfers.complete():
         with transfers.complete():
-            transfers.move(pairs(module), CPU, store.may_pin)
+            transfers.move(transfers.parts(pairs(module)), CPU, store.may_pin)
         assert stream.waits == 0
     assert stream.waits == 1
 
@@ -110,8 +110,8 @@ def test_they_are_waited_for_after_an_error(
 ) -> None:
     monkeypatch.setattr(transfers, "_FIRST_PART", 1)
 
-    def told() -> Iterator[tuple[Any, homes.Home]]:
-        yield pairs(module)[0]
+    def told() -> Iterator[transfers.Part]:
+        yield transfers.parts(pairs(module))[0]
         raise RuntimeError("not this one")
 
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
@@ -147,27 +147,15 @@ def test_each_part_finds_room_that_is_free(
 
 
 def test_parts_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "_FIRST_PART", 2)
-    monkeypatch.setattr(transfers, "_LARGEST_PART", 8)
-    weights: Any = [(number, SimpleNamespace(size=1)) for number in range(25)]
-    parts = list(transfers._parts(weights))
-    assert [len(part) for part in parts] == [2, 4, 8, 8, 3]
-    assert [pair for part in parts for pair in part] == weights
-
-
-def test_what_is_told_first_is_copied_while_the_rest_is_told(
-    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
-    found = pairs(module)
-
-    def told() -> Iterator[tuple[Any, homes.Home]]:
-        yield found[0]
-        assert homes.home_of(found[0][0]) is found[0][1]
-        yield found[1]
-
-    with transfers.complete():
-        transfers.move(told(), CPU, store.may_pin)
+    monkeypatch.setattr(transfers, "_FIRST_PART", 1024)
+    monkeypatch.setattr(transfers, "_LARGEST_PART", 4096)
+    monkeypatch.setattr(transfers, "_SMALL", 600)
+    weights: Any = [(number, SimpleNamespace(size=700 if number % 2 else 7)) for number in range(12)]
+    parts = transfers.parts(weights)
+    assert [len(part.homes) for part in parts] == [2, 3, 5, 2]
+    assert [(part.large, part.small) for part in parts] == [(1024, 512), (1024, 1024), (3072, 1024), (1024, 512)]
+    assert [pair for part in parts for pair in zip(part.parameters, part.homes, strict=True)] == weights
+    assert transfers.parts([]) == []
 
 
 def test_weights_are_copied_where_there_is_no_room_for_all_at_once(
@@ -326,7 +314,7 @@ def test_conversions_are_pinned_but_count_once(
     with entered(slot):
         half.load_state_dict(read(store, path))
         with transfers.complete():
-            transfers.move(pairs(half), CPU, store.may_pin)
+            transfers.move(transfers.parts(pairs(half)), CPU, store.may_pin)
         assert bits(half.weight) == bits(numbers(ROWS, 4, dtype=torch.float16))
         (file,) = store.files()
         assert file.pinned_bytes > 0
@@ -334,17 +322,6 @@ def test_conversions_are_pinned_but_count_once(
 
 
 # Moves by torch and by the host.
-
-
-def test_a_model_that_is_loaded_whole_is_copied_but_for_its_patched_weights(
-    driver: Driver, stream: Stream, store: Store, module: nn.Linear, slot: Slot
-) -> None:
-    bias = module.bias.data
-    with transfers.complete():
-        loading.load_ahead(store, loading.named_modules_of(nn.Sequential(module)), CPU, {"0.bias": []})
-    assert homes.home_of(module.weight) is not None
-    assert module.bias.data_ptr() == bias.data_ptr()
-    assert transfers.bytes_from(slot)["pinned"] == ROWS * 16
 
 
 def test_only_modules_with_tensors_elsewhere_are_moved(

@@ -1,0 +1,154 @@
+"""What a load of a whole model copies, found once and kept for the next time.
+
+Going through a thousand modules and weights in Python holds up the other slots. To see that nothing has changed since
+takes a fraction of that, for no loop of it runs in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, repeat
+from operator import attrgetter, getitem, is_, methodcaller
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from comfy_parallel.weights import homes, leaves, loading, transfers
+from comfy_parallel.weights.homes import Home
+from comfy_parallel.weights.transfers import Part
+from comfy_parallel.weights.turns import turn
+
+if TYPE_CHECKING:  # Linux only
+    from comfy_parallel.weights.store import Store
+
+_plans: WeakKeyDictionary[Any, Plan] = WeakKeyDictionary()
+
+
+def load_ahead(
+    store: Store, model: Any, device: Any, patched: Collection[str]
+) -> tuple[list[tuple[str, Any]], dict[str, int]]:
+    """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way.
+
+    Args:
+        patched: names of parameters.
+
+    Returns the model's modules with their names; and the bytes of those, by name, of which nothing is left to move and
+    which hold no others.
+    """
+    with turn():
+        plan = _plans.get(model)
+        found = plan.found(patched) if plan is not None else None
+        if plan is None or found is None:
+            done: dict[str, int] = {}
+            named = loading.named_modules_of(model)
+            parts = transfers.parts(_homes_in(named, patched, done))
+            _plans[model] = Plan(named, done, patched, parts)
+        else:
+            named, done, parts = list(zip(plan.names, found[0], strict=True)), plan.done, found[1]
+    transfers.move(parts, device, store.may_pin)
+    return named, done
+
+
+class Plan:
+    """Of a model whose weights are at home. It keeps none of them alive.
+
+    Attributes:
+        names: of the modules.
+        done: the bytes of the modules, by name, whose tensors all have a home and which hold no others.
+    """
+
+    def __init__(
+        self, named: Sequence[tuple[str, Any]], done: dict[str, int], patched: Collection[str], parts: Sequence[Part]
+    ) -> None:
+        modules = [module for _, module in named]
+        parameters = [parameter for part in parts for parameter in part.parameters]
+        self.names = [name for name, _ in named]
+        self.done = done
+        self._patched = frozenset(patched)
+        self._modules = list(map(ref, modules))
+        self._build = _build(modules)
+        self._parameters = list(map(ref, parameters))
+        self._layout = _layout(parameters)
+        self._homes = [ref(home) for part in parts for home in part.homes]
+        self._sizes = [(len(part.homes), part.large, part.small) for part in parts]
+
+    def found(self, patched: Collection[str]) -> tuple[list[Any], list[Part]] | None:
+        """The modules, and the parts to copy; None where the model has changed."""
+        modules = [one() for one in self._modules]
+        parameters = [one() for one in self._parameters]
+        sources = [one() for one in self._homes]
+        try:
+            is_current = (
+                self._patched == frozenset(patched)
+                and _build(modules) == self._build
+                and all(map(is_, map(_home, parameters), sources))
+                and _layout(parameters) == self._layout
+                and not any(map(_copy_address, sources))
+                and all(map(is_, map(_grad, parameters), repeat(None)))
+            )
+        except (AttributeError, TypeError):  # one is gone, or is another kind of thing
+            return None
+        return (modules, list(self._parts(parameters, sources))) if is_current else None
+
+    def _parts(self, parameters: list[Any], sources: list[Any]) -> Iterator[Part]:
+        start = 0
+        for length, large, small in self._sizes:
+            stop = start + length
+            yield Part(parameters[start:stop], sources[start:stop], large, small)
+            start = stop
+
+
+_home = attrgetter(homes.HOME)
+_copy_address = attrgetter("copy_address")
+_grad = attrgetter("grad")
+_attributes = attrgetter("__dict__")
+_values = methodcaller("values")
+
+
+def _build(modules: Sequence[Any]) -> list[Any]:
+    """What the modules are made of: the identities of all that they hold, but for buffers, which may be other tensors
+    every time. A module or weight that is gone has left its place, so none there has its identity."""
+    attributes = list(map(_attributes, modules))
+    found: list[Any] = list(map(type, modules))
+    for kind in ("_modules", "_parameters", "_buffers", "_state_dict_hooks", "_state_dict_pre_hooks"):
+        held = list(map(getitem, attributes, repeat(kind)))
+        found += map(len, held)
+        found += chain.from_iterable(held)
+        if kind != "_buffers":
+            found += map(id, chain.from_iterable(map(_values, held)))
+    return found
+
+
+def _layout(parameters: Sequence[Any]) -> list[Any]:
+    """Where and how they lie."""
+    import torch
+
+    tensor = torch.Tensor
+    found: list[Any] = list(map(tensor.data_ptr, parameters))
+    found += map(tensor.size, parameters)
+    found += map(tensor.stride, parameters)
+    found += map(attrgetter("dtype"), parameters)
+    return found
+
+
+def _homes_in(
+    modules: Sequence[tuple[str, Any]], patched: Collection[str], done: dict[str, int]
+) -> Iterator[tuple[Any, Home]]:
+    """The parameters with a home, each once. Notes in `done` the bytes of the modules that have no other tensors."""
+    told: set[int] = set()
+    for name, module in modules:
+        size = 0
+        is_done = leaves.is_plain(module) and not module._buffers
+        for own, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            is_patched = (f"{name}.{own}" if name else own) in patched
+            home = None if is_patched or parameter.grad is not None else loading.home_at(parameter)
+            if home is None:
+                is_done = False
+            else:
+                size += home.size
+                if id(parameter) not in told:
+                    told.add(id(parameter))
+                    yield parameter, home
+        if is_done:
+            done[name] = size
