@@ -84,7 +84,6 @@ class Plan:
                 and _build(modules) == self._build
                 and all(map(is_, map(_home, parameters), sources))
                 and _layout(parameters) == self._layout
-                and not any(map(_copy_address, sources))
                 and all(map(is_, map(_grad, parameters), repeat(None)))
             )
         except (AttributeError, TypeError):  # one is gone, or is another kind of thing
@@ -113,7 +112,6 @@ def _parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
 
 
 _home = attrgetter(homes.HOME)
-_copy_address = attrgetter("copy_address")
 _grad = attrgetter("grad")
 _attributes = attrgetter("__dict__")
 _values = methodcaller("values")

@@ -171,6 +171,16 @@ def write_to_it(model: Any) -> None:
     loading.before_write(model[0].weight)
 
 
+def move_a_parameter(model: Any) -> None:
+    """To the module after its own."""
+    model[1][2]._parameters["bias"] = model[1][1]._parameters.pop("bias")
+
+
+def find_its_home_again(model: Any) -> None:
+    homes.forget(model[0].weight)
+    loading.home_at(model[0].weight)
+
+
 def leave_it_where_it_is(model: Any) -> None:
     """On the device."""
     home = homes.home_at(model[0].weight, lambda _: None)
@@ -197,6 +207,8 @@ def leave_it_where_it_is(model: Any) -> None:
         add_a_gradient,
         hook_its_state,
         write_to_it,
+        move_a_parameter,
+        find_its_home_again,
         leave_it_where_it_is,
     ],
     ids=lambda change: change.__name__,
