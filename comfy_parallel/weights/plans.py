@@ -6,15 +6,14 @@ takes a fraction of that, for no loop of it runs in Python.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, getitem, is_, methodcaller
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from comfy_parallel.weights import homes, leaves, loading, packs, transfers
+from comfy_parallel.weights import homes, leaves, loading, transfers
 from comfy_parallel.weights.homes import Home
-from comfy_parallel.weights.packs import Pack
 from comfy_parallel.weights.transfers import Part
 from comfy_parallel.weights.turns import turn
 
@@ -41,7 +40,7 @@ def load_ahead(
         if plan is None or found is None:
             done: dict[str, int] = {}
             named = loading.named_modules_of(model)
-            parts = _parts(_homes_in(named, patched, done))
+            parts = transfers.parts(_homes_in(named, patched, done))
             _plans[model] = Plan(named, done, patched, parts)
         else:
             named, done, parts = list(zip(plan.names, found[0], strict=True)), plan.done, found[1]
@@ -70,8 +69,7 @@ class Plan:
         self._parameters = list(map(ref, parameters))
         self._layout = _layout(parameters)
         self._homes = [ref(home) for part in parts for home in part.homes]
-        self._parts = [part._replace(parameters=(), homes=()) for part in parts]
-        self._lengths = [len(part.homes) for part in parts]
+        self._sizes = [(len(part.homes), part.large, part.small) for part in parts]
 
     def found(self, patched: Collection[str]) -> tuple[list[Any], list[Part]] | None:
         """The modules, and the parts to copy; None where the model has changed."""
@@ -88,27 +86,14 @@ class Plan:
             )
         except (AttributeError, TypeError):  # one is gone, or is another kind of thing
             return None
-        return (modules, list(self._filled(parameters, sources))) if is_current else None
+        return (modules, list(self._parts(parameters, sources))) if is_current else None
 
-    def _filled(self, parameters: list[Any], sources: list[Any]) -> Iterator[Part]:
+    def _parts(self, parameters: list[Any], sources: list[Any]) -> Iterator[Part]:
         start = 0
-        for part, length in zip(self._parts, self._lengths, strict=True):
+        for length, large, small in self._sizes:
             stop = start + length
-            yield part._replace(parameters=parameters[start:stop], homes=sources[start:stop])
+            yield Part(parameters[start:stop], sources[start:stop], large, small)
             start = stop
-
-
-def _parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
-    """The small weights packed, and the others in their order."""
-    by_kind: dict[Any, list[tuple[Any, Home]]] = {}
-    for parameter, home in pairs:
-        by_kind.setdefault(packs.kind(home), []).append((parameter, home))
-    others = by_kind.pop(None, [])
-    packed = (tuple(zip(*alike, strict=True)) for alike in by_kind.values())
-    return [
-        *(Part(parameters, sources, pack=Pack(sources)) for parameters, sources in packed),
-        *transfers.parts(others),
-    ]
 
 
 _home = attrgetter(homes.HOME)

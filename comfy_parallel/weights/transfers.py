@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
 from comfy_parallel.weights.homes import Arrival, Home
-from comfy_parallel.weights.packs import Pack
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.turns import turn
@@ -69,14 +68,12 @@ class Part(NamedTuple):
     Attributes:
         homes: of the parameters.
         large, small: bytes on a device of those over `_SMALL`, and of the others.
-        pack: where they lie side by side as well.
     """
 
     parameters: Sequence[Any]
     homes: Sequence[Home]
-    large: int = 0
-    small: int = 0
-    pack: Pack | None = None
+    large: int
+    small: int
 
 
 def parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
@@ -115,13 +112,6 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
     for part in parts:
-        if part.pack is not None:
-            with turn():
-                copies = part.pack.queue_copies(device)
-                queued.sources.append(part.pack.pinned)
-                queued.bytes_from["pinned"] += part.pack.size
-                _take(part, copies, None)
-            continue
         room = _room(part, device)  # The driver's part of the work, beside the other slots'.
         with turn():
             del room
@@ -215,7 +205,7 @@ def _stage(queued: _Queued, pieces: Sequence[Piece], sources: Sequence[Home], co
         queued.bytes_from["staged"] += stop - start
 
 
-def _take(part: Part, copies: Sequence[Any], arrival: Arrival | None) -> None:
+def _take(part: Part, copies: Sequence[Any], arrival: Arrival) -> None:
     for parameter, home, copy in zip(part.parameters, part.homes, copies, strict=True):
         parameter.data = copy
         homes.remember(parameter, home, arrival)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import homes, loading, packs, plans, transfers
+from comfy_parallel.weights import homes, loading, plans, transfers
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import stand_in_driver, stand_in_stream
@@ -30,20 +30,17 @@ def slot() -> Slot:
     return make_slots("cuda:0")[0]
 
 
-@pytest.fixture(params=[64, 16, 0], ids=["packed", "biases-packed", "none-packed"])
-def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     stand_in_driver(monkeypatch)
     stand_in_stream(monkeypatch)
     monkeypatch.setattr(transfers, "_FIRST_PART", 64)
-    monkeypatch.setattr(packs, "LARGEST", request.param)
     return torch_store(monkeypatch)
 
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    return {
-        name: numbers(*((4, 4) if name.endswith("weight") else (4,)), start=100.0 * i) for i, name in enumerate(NAMES)
-    }
+    return {name: numbers(*((4, 4) if name.endswith("weight") else (4,)), start=100.0 * i) for i, name in enumerate(NAMES)}
 
 
 @pytest.fixture
@@ -227,12 +224,6 @@ def test_a_change_is_seen(store: Store, model: nn.Module, change: Callable[[Any]
         own = {f"{name}.{key}": p.nbytes for key, p in dict(named)[name].named_parameters()}
         assert own.keys() <= homed
         assert size == sum(own.values())
-
-
-def test_all_bytes_are_counted(store: Store, model: nn.Module, slot: Slot) -> None:
-    before = transfers.bytes_from(slot)["pinned"]
-    load(store, model)
-    assert transfers.bytes_from(slot) == {"pinned": before + 224, "staged": 0, "peer": 0}
 
 
 def test_it_keeps_nothing_alive(store: Store, slot: Slot) -> None:
