@@ -136,6 +136,17 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
+def _partially_unload(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def partially_unload(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Memory is given back weight by weight, as the host counts it."""
+        if loading.store_of_slot() is not None:
+            loading.take_apart(self.model)
+        return original(self, *args, **kwargs)
+
+    return partially_unload
+
+
 def _module_size(original: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(original)
     def module_size(module: Any) -> int:
@@ -282,6 +293,7 @@ PATCHES: tuple[Patch, ...] = (
         "force_patch_weights",
         "full_load",
     ),
+    _patch("comfy.model_patcher:ModelPatcher.partially_unload", _partially_unload, "self", "device_to"),
     _patch(
         "comfy.model_patcher:ModelPatcher.patch_weight_to_device",
         _patch_weight_to_device,

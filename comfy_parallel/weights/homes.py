@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -156,8 +157,24 @@ def borrow(homes: Sequence[Home], copies: Sequence[Any]) -> dict[int, Any]:
             source = _lender(home.holders, copy.device.index) if home.holders else None
             if source is not None:
                 found[number] = source
-        peers.copy([(source, copies[number]) for number, source in found.items()])
+        pairs = [(source, copies[number]) for number, source in found.items()]
+        peers.copy([whole] if len(found) == len(copies) > 1 and (whole := _memory_of(pairs)) else pairs)
     return found
+
+
+def _memory_of(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any] | None:
+    """All bytes of the memory that the first ones of these pairs lie in, and all of the second ones'; None unless they
+    lie in both in the same way."""
+    import torch
+
+    sources, targets = zip(*pairs, strict=True)
+    storages = sources[0].untyped_storage(), targets[0].untyped_storage()
+    distances = set(map(sub, map(torch.Tensor.data_ptr, sources), map(torch.Tensor.data_ptr, targets)))
+    if distances != {storages[0].data_ptr() - storages[1].data_ptr()} or storages[0].nbytes() != storages[1].nbytes():
+        return None
+    with torch.inference_mode():
+        source, target = (torch.empty(0, dtype=torch.uint8, device=one.device).set_(one) for one in storages)
+    return source, target
 
 
 def _lender(holders: Sequence[ref[Any]], target: int) -> Any:

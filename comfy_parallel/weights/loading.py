@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slot import SlotLocal, current_slot
-from comfy_parallel.weights import homes, ram, streaming, transfers
+from comfy_parallel.weights import blocks, homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
@@ -187,6 +187,20 @@ def after_move(leaving: list[tuple[Any, Home]]) -> None:
         is_copy = parameter.device.type != "cpu" and parameter.dtype == home.tensor.dtype
         if is_copy and homes.home_of(parameter) is not home:
             homes.remember(parameter, home, None)
+
+
+def take_apart(model: Any) -> None:
+    """Give each weight on a device memory of its own, before weights go one by one: a block goes with its last.
+
+    Where a block's weights find no other room they stay.
+    """
+    together: dict[int, list[tuple[Any, Home | None]]] = {}
+    for parameter in parameters_of(modules_of(model)):
+        home = homes.home_of(parameter)
+        if (home is not None or parameter.device.type != "cpu") and blocks.is_in_one(parameter):
+            together.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, home))
+    for block in together.values():
+        transfers.take_apart(block)
 
 
 def home_at(parameter: Any) -> Home | None:

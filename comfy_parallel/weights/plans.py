@@ -6,13 +6,13 @@ takes a fraction of that, for no loop of it runs in Python.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, getitem, is_, methodcaller
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from comfy_parallel.weights import homes, leaves, loading, transfers
+from comfy_parallel.weights import blocks, homes, leaves, loading, transfers
 from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.transfers import Part
 from comfy_parallel.weights.turns import turn
@@ -40,7 +40,7 @@ def load_ahead(
         if plan is None or found is None:
             done: dict[str, int] = {}
             named = loading.named_modules_of(model)
-            parts = transfers.parts(_homes_in(named, patched, done))
+            parts = _parts(_homes_in(named, patched, done))
             _plans[model] = Plan(named, done, patched, parts)
         else:
             named, done, parts = list(zip(plan.names, found[0], strict=True)), plan.done, found[1]
@@ -69,7 +69,8 @@ class Plan:
         self._parameters = list(map(ref, parameters))
         self._layout = _layout(parameters)
         self._homes = [ref(home) for part in parts for home in part.homes]
-        self._sizes = [(len(part.homes), part.large, part.small) for part in parts]
+        self._parts = [part._replace(parameters=(), homes=()) for part in parts]
+        self._lengths = [len(part.homes) for part in parts]
 
     def found(self, patched: Collection[str]) -> tuple[list[Any], list[Part]] | None:
         """The modules, and the parts to copy; None where the model has changed."""
@@ -86,14 +87,24 @@ class Plan:
             )
         except (AttributeError, TypeError):  # one is gone, or is another kind of thing
             return None
-        return (modules, list(self._parts(parameters, sources))) if is_current else None
+        return (modules, list(self._filled(parameters, sources))) if is_current else None
 
-    def _parts(self, parameters: list[Any], sources: list[Any]) -> Iterator[Part]:
+    def _filled(self, parameters: list[Any], sources: list[Any]) -> Iterator[Part]:
         start = 0
-        for length, large, small in self._sizes:
+        for part, length in zip(self._parts, self._lengths, strict=True):
             stop = start + length
-            yield Part(parameters[start:stop], sources[start:stop], large, small)
+            yield part._replace(parameters=parameters[start:stop], homes=sources[start:stop])
             start = stop
+
+
+def _parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
+    """In blocks, but for those without bytes."""
+    found = list(pairs)
+    parts = transfers.parts(pair for pair in found if not pair[1].size)
+    for block, together in blocks.blocks(pair for pair in found if pair[1].size):
+        parameters, sources = zip(*together, strict=True)
+        parts.append(Part(parameters, sources, block=block))
+    return parts
 
 
 _home = attrgetter(homes.HOME)
@@ -103,16 +114,17 @@ _values = methodcaller("values")
 
 
 def _build(modules: Sequence[Any]) -> list[Any]:
-    """What the modules are made of: the identities of all that they hold, but for buffers, which may be other tensors
-    every time. A module or weight that is gone has left its place, so none there has its identity."""
+    """What the modules are made of: the identities of all that they hold. One that is gone has left its place, so none
+    there has its identity."""
     attributes = list(map(_attributes, modules))
     found: list[Any] = list(map(type, modules))
     for kind in ("_modules", "_parameters", "_buffers", "_state_dict_hooks", "_state_dict_pre_hooks"):
         held = list(map(getitem, attributes, repeat(kind)))
         found += map(len, held)
-        found += chain.from_iterable(held)
-        if kind != "_buffers":
-            found += map(id, chain.from_iterable(map(_values, held)))
+        filled = list(filter(None, held))
+        found += chain.from_iterable(filled)
+        if kind != "_buffers":  # which may be other tensors every time
+            found += map(id, chain.from_iterable(map(_values, filled)))
     return found
 
 

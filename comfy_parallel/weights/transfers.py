@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
+from comfy_parallel.weights.blocks import Block
 from comfy_parallel.weights.homes import Arrival, Home
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
@@ -68,12 +69,14 @@ class Part(NamedTuple):
     Attributes:
         homes: of the parameters.
         large, small: bytes on a device of those over `_SMALL`, and of the others.
+        block: that they lie in, all of them, on the device.
     """
 
     parameters: Sequence[Any]
     homes: Sequence[Home]
-    large: int
-    small: int
+    large: int = 0
+    small: int = 0
+    block: Block | None = None
 
 
 def parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
@@ -112,17 +115,39 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
     queued = _queued.get()
     queued.streams.add(torch.cuda.current_stream(device))
     for part in parts:
-        room = _room(part, device)  # The driver's part of the work, beside the other slots'.
+        block = part.block
+        room = _room(part, device) if block is None else block.memory(device)  # beside what the other slots do
         with turn():
-            del room
-            copies = _allocate([home.tensor for home in part.homes], device)
-            left = _queue(queued, part.homes, copies, may_pin)
+            if block is None:
+                room = None
+                copies = _allocate([home.tensor for home in part.homes], device)
+            else:
+                copies = block.weights(room)
+            left = _queue(queued, part, copies, room, may_pin)
             if not left:
                 _take(part, copies, queued.arrival)
                 continue
-        _stage(queued, left, part.homes, copies)
+        _stage(queued, left, _stream(copies))
         with turn():
             _take(part, copies, queued.arrival)
+
+
+def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
+    """Give these parameters on a device memory of their own, or none of them where there is no room."""
+    import torch
+
+    copies = []
+    try:
+        for parameter, _ in block:
+            with torch.inference_mode(parameter.is_inference()):
+                copies.append(parameter.data.clone())
+    except torch.OutOfMemoryError:
+        logger.debug("no room on %s for a block's weights one by one", block[0][0].device)
+        return
+    for (parameter, home), copy in zip(block, copies, strict=True):
+        parameter.data = copy
+        if home is not None:
+            homes.remember(parameter, home, None)
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
@@ -174,35 +199,56 @@ def _allocate(tensors: list[Any], device: Any) -> list[Any]:
     return copies
 
 
+class _Left(NamedTuple):
+    """Bytes that neither another GPU nor pinned memory has."""
+
+    source: Any
+    target: Any
+
+
 def _queue(
-    queued: _Queued, sources: Sequence[Home], copies: Sequence[Any], may_pin: Callable[[int], bool]
-) -> list[Piece]:
-    """Queue copies from other GPUs and from pinned memory. Returns the pieces that lie in neither."""
+    queued: _Queued, part: Part, copies: Sequence[Any], memory: Any, may_pin: Callable[[int], bool]
+) -> list[_Left]:
+    """Queue copies from other GPUs and from pinned memory. Returns what is left to copy.
+
+    Args:
+        memory: of the part's block.
+    """
+    sources = part.homes
     queued.sources += [home.tensor for home in sources]
     lent = homes.borrow(sources, copies)
+    if part.block is not None and not lent:
+        return _queue_pinned(queued, sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), may_pin)
     queued.sources += lent.values()
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
-    spans = [home.place[1] for home in sources]
-    left: list[Piece] = []
+    left: list[_Left] = []
     for region, group in groupby(numbers, lambda number: sources[number].place[0]):
-        ranges = [(number, spans[number].offset, sources[number].size) for number in group]
-        copy = functools.partial(copy_pinned, region, spans, copies)
-        left += region.pins.read(ranges, _stream(copies), may_pin, copy)
+        own = list(group)
+        spans, targets = [sources[number].place[1] for number in own], [copies[number] for number in own]
+        left += _queue_pinned(queued, region, spans, targets, may_pin)
     return left
 
 
-def _stage(queued: _Queued, pieces: Sequence[Piece], sources: Sequence[Home], copies: Sequence[Any]) -> None:
-    """Copy pieces of unpinned memory."""
+def _queue_pinned(
+    queued: _Queued, region: Any, spans: Sequence[Span], targets: Sequence[Any], may_pin: Callable[[int], bool]
+) -> list[_Left]:
+    ranges = [(number, span.offset, targets[number].nbytes) for number, span in enumerate(spans)]
+    copy = functools.partial(copy_pinned, region, spans, targets)
+    pieces = region.pins.read(ranges, _stream(targets), may_pin, copy)
+    return [_Left(_part(region.tensor(spans[n]), *piece), _part(targets[n], *piece)) for n, *piece in pieces]
+
+
+def _stage(queued: _Queued, left: Sequence[_Left], stream: Any) -> None:
+    """Copy unpinned memory."""
     import torch
 
     if queued.staging is None:
         queued.staging = _Staging()
-    for number, start, stop in pieces:
+    for source, target in left:
         with torch.inference_mode():
-            source, copy = (_part(tensor, start, stop) for tensor in (sources[number].tensor, copies[number]))
-            queued.staging.copy(source, copy, _stream(copies))
-        queued.bytes_from["staged"] += stop - start
+            queued.staging.copy(source, target, stream)
+        queued.bytes_from["staged"] += target.nbytes
 
 
 def _take(part: Part, copies: Sequence[Any], arrival: Arrival) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import homes, peers, pins, transfers
+from comfy_parallel.weights import blocks, homes, loading, peers, pins, plans, transfers
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
@@ -212,6 +212,43 @@ def test_many_slots_load_at_once(store: Store, path: str, num_gpus: int) -> None
     with ThreadPoolExecutor(len(many)) as pool:
         list(pool.map(load, many))
     assert all(sum(transfers.bytes_from(slot).values()) == 20 * SIZE for slot in many)
+
+
+def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
+    store: Store, tmp_path: Path, two_slots: tuple[Slot, ...]
+) -> None:
+    sizes = [(1 << 20, 2), (3,), (320,), (1 << 19, 4), (5, 7), (1 << 20, 1), (1,)]
+    expected = {f"{number}": numbers(*size, start=float(number)) for number, size in enumerate(sizes)}
+    views = read(store, write(tmp_path / "blocks.safetensors", **expected))
+    models = []
+    for slot in two_slots:  # the first from RAM, the second from the first's GPU
+        device = torch.device(slot.device)
+        model = nn.Module()
+        with entered(slot):
+            for name in expected:
+                shared = store.shared(views[name], torch.float32, slot.index, must_align=False)
+                model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
+            for _ in range(2):
+                model.to("cpu")
+                with transfers.complete():
+                    plans.load_ahead(store, model, device, ())
+        models.append(model)
+        assert all(map(blocks.is_in_one, model.parameters()))
+        assert {parameter.data_ptr() % 256 for parameter in model.parameters()} == {0}
+        assert [bits(parameter.cpu()) for parameter in model.parameters()] == list(map(bits, expected.values()))
+    size = sum(tensor.nbytes for tensor in expected.values())
+    assert transfers.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": 2 * size}
+    del models[0]
+    with entered(two_slots[1]):
+        loading.before_write(model.p1)
+        model.p1.data.zero_()
+        loading.take_apart(model)
+    assert not any(map(blocks.is_in_one, model.parameters()))
+    expected["1"].zero_()
+    assert [bits(parameter.cpu()) for parameter in model.parameters()] == list(map(bits, expected.values()))
+    before = torch.cuda.memory_allocated(device)
+    model.p0.data = torch.empty(0)
+    assert torch.cuda.memory_allocated(device) == before - expected["0"].nbytes
 
 
 def copied_bytes(server: Any) -> list[dict[str, int]]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import homes, loading, plans, transfers
+from comfy_parallel.weights import blocks, homes, loading, plans, transfers
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import stand_in_driver, stand_in_stream
@@ -30,17 +30,18 @@ def slot() -> Slot:
     return make_slots("cuda:0")[0]
 
 
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+@pytest.fixture(params=[1 << 20, 100, 1], ids=["one-block", "blocks", "alone"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
     stand_in_driver(monkeypatch)
     stand_in_stream(monkeypatch)
-    monkeypatch.setattr(transfers, "_FIRST_PART", 64)
+    monkeypatch.setattr(blocks, "_LARGEST", request.param)
     return torch_store(monkeypatch)
 
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    return {name: numbers(*((4, 4) if name.endswith("weight") else (4,)), start=100.0 * i) for i, name in enumerate(NAMES)}
+    shapes = {name: (4, 4) if name.endswith("weight") else (4,) for name in NAMES}
+    return {name: numbers(*shape, start=100.0 * i) for i, (name, shape) in enumerate(shapes.items())}
 
 
 @pytest.fixture
@@ -224,6 +225,43 @@ def test_a_change_is_seen(store: Store, model: nn.Module, change: Callable[[Any]
         own = {f"{name}.{key}": p.nbytes for key, p in dict(named)[name].named_parameters()}
         assert own.keys() <= homed
         assert size == sum(own.values())
+
+
+def test_all_bytes_are_counted(store: Store, model: nn.Module, slot: Slot) -> None:
+    before = transfers.bytes_from(slot)["pinned"]
+    load(store, model)
+    assert transfers.bytes_from(slot) == {"pinned": before + 224, "staged": 0, "peer": 0}
+
+
+def test_taken_apart_each_weight_has_memory_of_its_own(
+    store: Store, model: Any, weights: dict[str, torch.Tensor]
+) -> None:
+    load(store, model)
+    loading.take_apart(model)
+    assert not any(blocks.is_in_one(parameter) for parameter in model.parameters())
+    assert copied(model) == list(NAMES)
+    assert {name: bits(parameter) for name, parameter in model.named_parameters()} == {
+        name: bits(tensor) for name, tensor in weights.items()
+    }
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    loading.take_apart(model)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
+
+
+def test_weights_stay_in_their_block_where_there_is_no_room(
+    store: Store, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(store, model)
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+
+    def no_memory(_tensor: Any) -> Any:
+        raise torch.OutOfMemoryError("all in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", no_memory)
+        loading.take_apart(model)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
+    assert copied(model) == list(NAMES)
 
 
 def test_it_keeps_nothing_alive(store: Store, slot: Slot) -> None:
