@@ -116,14 +116,14 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
     queued.streams.add(torch.cuda.current_stream(device))
     for part in parts:
         block = part.block
-        room = _room(part, device) if block is None else block.memory(device)  # beside what the other slots do
+        memory = _room(part, device) if block is None else block.memory(device)  # The driver needs no turn.
         with turn():
             if block is None:
-                room = None
+                memory = None  # so that the copies are cut from there
                 copies = _allocate([home.tensor for home in part.homes], device)
             else:
-                copies = block.weights(room)
-            left = _queue(queued, part, copies, room, may_pin)
+                copies = block.weights(memory)
+            left = _queue(queued, part, copies, memory, may_pin)
             if not left:
                 _take(part, copies, queued.arrival)
                 continue
