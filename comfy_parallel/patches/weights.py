@@ -12,6 +12,7 @@ from comfy_parallel.weights import homes, leaves, loading, marks, memory, plans,
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
+_WHY_APART = "Weights that lie in one block on a GPU give its memory back together only."
 _UNTIL = "the host's models alias the mapped file on every device"
 
 
@@ -293,7 +294,7 @@ PATCHES: tuple[Patch, ...] = (
         "force_patch_weights",
         "full_load",
     ),
-    _patch("comfy.model_patcher:ModelPatcher.partially_unload", _partially_unload, "self", "device_to"),
+    _patch("comfy.model_patcher:ModelPatcher.partially_unload", _partially_unload, "self", "device_to", why=_WHY_APART),
     _patch(
         "comfy.model_patcher:ModelPatcher.patch_weight_to_device",
         _patch_weight_to_device,
