@@ -15,7 +15,7 @@ from torch import nn
 from comfy_parallel import patches
 from comfy_parallel.patching import Patch, PatchSet
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import homes, loading
+from comfy_parallel.weights import blocks, homes, loading
 from comfy_parallel.weights.memory import is_shared, origin_of
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
@@ -343,6 +343,27 @@ def test_a_weight_on_a_device_is_backed_up_from_home(host: Any, store: Store, sl
     with entered(slot):
         patcher.patch_weight_to_device("weight")
     assert patcher.seen[1][0].data_ptr() == home.data_ptr()
+
+
+@pytest.mark.parametrize(("is_slot", "expected"), [(True, [True, False]), (False, [True, True])])
+def test_before_a_part_is_unloaded_each_weight_has_memory_of_its_own(
+    store: Store, slot: Slot, path: str, is_slot: bool, expected: list[bool]
+) -> None:
+    linear, found = shared_linear(store, path, slot), []
+    memory = torch.zeros(30)
+    for parameter, start in ((linear.weight, 0), (linear.bias, 24)):
+        home = homes.Home(parameter.data)
+        parameter.data = memory[start : start + parameter.numel()].view(parameter.shape)
+        homes.remember(parameter, home, None)
+
+    def partially_unload(self: Any, device_to: Any, memory_to_free: int = 0) -> int:
+        found.append(blocks.is_in_one(linear.weight))
+        return memory_to_free
+
+    found.append(blocks.is_in_one(linear.weight))
+    with entered(slot if is_slot else None):
+        assert wrapper(f"{PATCHER}.partially_unload")(partially_unload)(SimpleNamespace(model=linear), CPU, 7) == 7
+    assert found == expected
 
 
 @pytest.mark.parametrize(
