@@ -13,6 +13,7 @@ from comfy_parallel.queues import Snapshot
 from comfy_parallel.slot import Slot
 
 ModelsOf = Callable[[Slot], list[dict[str, Any]]]
+Pieces = Iterable[str]  # of a JSON text
 
 
 def queue_all_json(front: Any, models_of: ModelsOf) -> str:
@@ -22,14 +23,15 @@ def queue_all_json(front: Any, models_of: ModelsOf) -> str:
         _slot_json(queue.slot, running, pending, models_of(queue.slot))
         for queue, running, pending in zip(front.slot_queues, seen.running, seen.pending, strict=True)
     ]
-    return _object(
-        mode=json.dumps("multi-gpu"),
-        num_gpus=json.dumps(len(queues)),
+    reply = _object(
+        mode=_json("multi-gpu"),
+        num_gpus=_json(len(queues)),
         queues=_array(queues),
-        unassigned=_array(_items_json(seen.unassigned)),
-        total_running=json.dumps(sum(map(len, seen.running))),
-        total_pending=json.dumps(sum(map(len, seen.pending)) + len(seen.unassigned)),
+        unassigned=_array(map(_item_json, seen.unassigned)),
+        total_running=_json(sum(map(len, seen.running))),
+        total_pending=_json(sum(map(len, seen.pending)) + len(seen.unassigned)),
     )
+    return "".join(reply)  # once, for it may be long
 
 
 def debug_queues(front: Any) -> dict[str, Any]:
@@ -45,22 +47,22 @@ def debug_queues(front: Any) -> dict[str, Any]:
     }
 
 
-def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], models: list[dict[str, Any]]) -> str:
+def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], models: list[dict[str, Any]]) -> Pieces:
     return _object(
-        gpu_id=json.dumps(slot.index),
-        device=json.dumps(slot.device),
-        device_name=json.dumps(device.name(slot.device)),
-        state=json.dumps(slot.state),
-        running=json.dumps([item[1] for item in running]),
-        pending=json.dumps([item[1] for item in pending]),
-        queue_running=_array(json.dumps(item[:SENSITIVE]) for item in running),
-        queue_pending=_array(_items_json(pending)),
-        running_count=json.dumps(len(running)),
-        pending_count=json.dumps(len(pending)),
-        metrics=json.dumps(slot_metrics(slot)),
-        vram=json.dumps(device.memory(slot.device)),
-        models=json.dumps(models),
-        graphs=json.dumps(steppers.report(slot)),
+        gpu_id=_json(slot.index),
+        device=_json(slot.device),
+        device_name=_json(device.name(slot.device)),
+        state=_json(slot.state),
+        running=_json([item[1] for item in running]),
+        pending=_json([item[1] for item in pending]),
+        queue_running=_array(_json(item[:SENSITIVE]) for item in running),
+        queue_pending=_array(map(_item_json, pending)),
+        running_count=_json(len(running)),
+        pending_count=_json(len(pending)),
+        metrics=_json(slot_metrics(slot)),
+        vram=_json(device.memory(slot.device)),
+        models=_json(models),
+        graphs=_json(steppers.report(slot)),
     )
 
 
@@ -81,13 +83,26 @@ def slot_metrics(slot: Slot) -> dict[str, float | None]:
     }
 
 
-def _items_json(items: list[QueueItem]) -> Iterable[str]:
-    return (item.json if isinstance(item, QueueItem) else json.dumps(item[:SENSITIVE]) for item in items)
+def _json(value: Any) -> Pieces:
+    return (json.dumps(value),)
 
 
-def _array(parts: Iterable[str]) -> str:
-    return "[" + ", ".join(parts) + "]"
+def _item_json(item: QueueItem) -> Pieces:
+    return (item.json if isinstance(item, QueueItem) else json.dumps(item[:SENSITIVE]),)
 
 
-def _object(**parts: str) -> str:
-    return "{" + ", ".join(f'"{name}": {part}' for name, part in parts.items()) + "}"
+def _array(parts: Iterable[Pieces]) -> Pieces:
+    yield "["
+    for number, part in enumerate(parts):
+        if number:
+            yield ", "
+        yield from part
+    yield "]"
+
+
+def _object(**parts: Pieces) -> Pieces:
+    yield "{"
+    for number, (name, part) in enumerate(parts.items()):
+        yield f', "{name}": ' if number else f'"{name}": '
+        yield from part
+    yield "}"
