@@ -117,5 +117,8 @@ def _sums(sizes: Iterable[int]) -> Iterator[int]:
 
 
 def is_in_one(weight: Any) -> bool:
-    """Whether a weight on a device shares its memory with others."""
-    return bool(weight.untyped_storage().nbytes() != weight.nbytes)
+    """Whether a weight on a device shares its memory with others, which tensors of special types never do."""
+    import torch
+
+    is_plain = type(weight.data) is torch.Tensor and weight.layout == torch.strided
+    return is_plain and bool(weight.untyped_storage().nbytes() != weight.nbytes)

@@ -165,3 +165,20 @@ def test_a_weight_alone_is_in_no_block(store: Store, tmp_path: Path, slot: Slot)
     assert not blocks.is_in_one(alone)
     copies = load(store, model_of(store, tmp_path / "b.safetensors", *sample()), slot)
     assert all(map(blocks.is_in_one, copies))
+
+
+class Wrapped(torch.Tensor):
+    """As quantized weights are in newer hosts: it has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, (2, 2))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cls() if func is torch.ops.aten.detach.default else NotImplemented
+
+
+@pytest.mark.parametrize("weight", [Wrapped(), torch.eye(3).to_sparse()], ids=["wrapped", "sparse"])
+def test_a_special_weight_is_in_no_block(weight: Any) -> None:
+    assert not blocks.is_in_one(nn.Parameter(weight, requires_grad=False))
