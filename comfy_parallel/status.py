@@ -88,7 +88,7 @@ def _json(value: Any) -> Pieces:
 
 
 def _item_json(item: QueueItem) -> Pieces:
-    return (item.json if isinstance(item, QueueItem) else json.dumps(item[:SENSITIVE]),)
+    return (item.json,) if isinstance(item, QueueItem) else _json(item[:SENSITIVE])
 
 
 def _array(parts: Iterable[Pieces]) -> Pieces:

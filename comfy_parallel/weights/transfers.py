@@ -218,7 +218,7 @@ def _queue(
     queued.sources += [home.tensor for home in sources]
     lent = homes.borrow(sources, copies)
     if part.block is not None and not lent:
-        return _queue_pinned(queued, sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), may_pin)
+        return _queue_pinned(sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), may_pin)
     queued.sources += lent.values()
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
@@ -226,12 +226,12 @@ def _queue(
     for region, group in groupby(numbers, lambda number: sources[number].place[0]):
         own = list(group)
         spans, targets = [sources[number].place[1] for number in own], [copies[number] for number in own]
-        left += _queue_pinned(queued, region, spans, targets, may_pin)
+        left += _queue_pinned(region, spans, targets, may_pin)
     return left
 
 
 def _queue_pinned(
-    queued: _Queued, region: Any, spans: Sequence[Span], targets: Sequence[Any], may_pin: Callable[[int], bool]
+    region: Any, spans: Sequence[Span], targets: Sequence[Any], may_pin: Callable[[int], bool]
 ) -> list[_Left]:
     ranges = [(number, span.offset, targets[number].nbytes) for number, span in enumerate(spans)]
     copy = functools.partial(copy_pinned, region, spans, targets)

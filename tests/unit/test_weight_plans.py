@@ -17,7 +17,7 @@ from comfy_parallel.weights import blocks, homes, loading, plans, transfers
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import stand_in_driver, stand_in_stream
-from tests.unit.weight_samples import bits, collect, numbers, read, torch_store, write
+from tests.unit.weight_samples import bits, let_go, numbers, read, torch_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -54,11 +54,7 @@ def model(store: Store, slot: Slot, tmp_path: Path, weights: dict[str, torch.Ten
         load(store, model)
         unload(model)
         yield model
-    for parameter in model.parameters():
-        homes.forget(parameter)
-        parameter.data = torch.empty(0)
-    collect()
-    store.drop_unused()
+    let_go(store, model)
 
 
 def load(store: Store, model: nn.Module, *patched: str) -> tuple[list[tuple[str, Any]], dict[str, int]]:

@@ -19,7 +19,7 @@ from comfy_parallel.weights import homes, loading, peers, pins, transfers
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import CHUNK, Driver, Stream, stand_in_driver, stand_in_stream
-from tests.unit.weight_samples import GIB, bits, collect, numbers, read, torch_store, write
+from tests.unit.weight_samples import GIB, bits, collect, let_go, numbers, read, torch_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -54,11 +54,7 @@ def module(driver: Driver, store: Store, slot: Slot, tmp_path: Path) -> Iterator
     with entered(slot):
         module.load_state_dict(read(store, path))
         yield module
-    for parameter in module.parameters():
-        homes.forget(parameter)
-        parameter.data = torch.empty(0)
-    collect()
-    store.drop_unused()
+    let_go(store, module)
 
 
 def pairs(module: nn.Linear) -> list[tuple[Any, homes.Home]]:

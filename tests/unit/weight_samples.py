@@ -16,7 +16,7 @@ from torch import nn
 
 from comfy_parallel import patches as all_patches
 from comfy_parallel.patches import weights as patches
-from comfy_parallel.weights import loading
+from comfy_parallel.weights import homes, loading
 from comfy_parallel.weights.store import Store
 
 PATIENCE_S = 20  # far below the 45 s after which the kernel lets a writer go on by itself
@@ -48,6 +48,15 @@ def torch_store(monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(nn.Module, "_load_from_state_dict", load)
     monkeypatch.setattr(nn.Module, "to", patches._to(nn.Module.to))
     return store
+
+
+def let_go(store: Store, module: nn.Module) -> None:
+    """Of what the module shares, so that nothing of it is left."""
+    for parameter in module.parameters():
+        homes.forget(parameter)
+        parameter.data = torch.empty(0)
+    collect()
+    store.drop_unused()
 
 
 def write(path: Path, **tensors: Any) -> str:
