@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import sub
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -20,19 +19,12 @@ HOME = "comfy_parallel_home"  # of a parameter, as an attribute
 Place = tuple[Region, Span]
 
 
-@dataclass(slots=True)
-class Arrival:
-    """Copies to a device that are made together. Until they are over, nobody copies from them."""
-
-    is_over: bool = False
-
-
 class Home:
     """The shared tensor that a parameter is an alias of, or a copy of.
 
     Attributes:
         copy_address: where its copy on a device lies; 0 while it is an alias.
-        arrival: of the copy; None where others may not copy from it.
+        arrival: the event on the device after which the copy is complete; None where others may not copy from it.
         is_listed: among those that others may copy from.
         holders: all that are, of the same place.
         size: in bytes.
@@ -45,7 +37,7 @@ class Home:
         self.place = region, span = place_of(tensor)
         self.address = tensor.data_ptr()
         self.copy_address = 0
-        self.arrival: Arrival | None = None
+        self.arrival: Any = None
         self.is_listed = False
         self.size = tensor.nbytes
         with _lock:
@@ -99,11 +91,11 @@ def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
     return home
 
 
-def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
-    """Say that a parameter is a copy of a shared tensor, and that it arrives with this arrival.
+def remember(parameter: Any, home: Home, arrival: Any) -> None:
+    """Say that a parameter is a copy of a shared tensor, or will be one after a CUDA event.
 
     Args:
-        arrival: None where others may not copy from it.
+        arrival: that event; None where others may not copy from it.
     """
     home.arrival = arrival  # first: others look at the parameter at any time
     home.copy_address = parameter.data_ptr()
@@ -146,19 +138,32 @@ def forget(parameter: Any) -> None:
         peers.wait_for_readers(parameter.device.index)
 
 
+def is_lent(homes: Sequence[Home], target: int) -> bool:
+    """Whether another GPU has some of these, from which that GPU gets them faster: a look at a few of them."""
+    return any(_lender(homes[number], target) is not None for number in {0, len(homes) // 2, len(homes) - 1})
+
+
 def borrow(homes: Sequence[Home], copies: Sequence[Any]) -> dict[int, Any]:
     """Queue copies of these homes to the tensors in `copies` from parameters on other GPUs, where that is fast.
+
+    A parameter whose own copy is still under way is copied from as soon as that is complete, so that slots that load
+    the same at the same time read it once.
 
     Returns what is copied from, by its number, to be kept until that is done. The others are not copied.
     """
     found: dict[int, Any] = {}
+    arrivals: dict[int, Any] = {}
+    if not is_lent(homes, copies[0].device.index):
+        return found
     with _lock:
         for number, (home, copy) in enumerate(zip(homes, copies, strict=True)):
-            source = _lender(home.holders, copy.device.index) if home.holders else None
-            if source is not None:
-                found[number] = source
+            lender = _lender(home, copy.device.index)
+            if lender is not None:
+                found[number], arrivals[number] = lender
         pairs = [(source, copies[number]) for number, source in found.items()]
-        peers.copy([whole] if len(found) == len(copies) > 1 and (whole := _memory_of(pairs)) else pairs)
+        if len(found) == len(copies) > 1 and (whole := _memory_of(pairs)) is not None:
+            pairs = [whole]
+        peers.copy(pairs, arrivals.values())
     return found
 
 
@@ -177,19 +182,17 @@ def _memory_of(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any] | None:
     return source, target
 
 
-def _lender(holders: Sequence[ref[Any]], target: int) -> Any:
-    """The numbers of a parameter on another GPU."""
-    for holder in holders:
+def _lender(home: Home, target: int) -> tuple[Any, Any] | None:
+    """The numbers of a parameter on another GPU, and when they are there."""
+    for holder in home.holders:
         parameter = holder()
-        home: Home | None = getattr(parameter, HOME, None)
-        arrival = None if home is None else home.arrival
-        if parameter is None or home is None or arrival is None or not arrival.is_over:
-            continue  # as most often when several slots load at once; what follows takes longer
+        own: Home | None = getattr(parameter, HOME, None)
+        if parameter is None or own is None or own.arrival is None:
+            continue
         # The parameter may go home or leave again at any time; so this order, that of `remember`.
         data = parameter.data
-        is_copy = data.is_cuda and home.copy_address == data.data_ptr()
-        arrival = home.arrival
-        is_complete = is_copy and arrival is not None and arrival.is_over
-        if is_complete and peers.is_faster_than_ram(data.device.index, target):
-            return data
+        is_copy = data.is_cuda and own.copy_address == data.data_ptr()
+        arrival = own.arrival
+        if is_copy and arrival is not None and peers.is_faster_than_ram(data.device.index, target):
+            return data, arrival
     return None

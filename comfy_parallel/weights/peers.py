@@ -12,15 +12,23 @@ _ROUNDS = 3
 _streams: dict[tuple[int, int], Any] = {}
 
 
-def copy(pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Queue copies from tensors to tensors on another GPU, whose current stream waits for them."""
+def copy(pairs: Iterable[tuple[Any, Any]], arrivals: Iterable[Any]) -> None:
+    """Queue copies from tensors to tensors on another GPU, whose current stream waits for them.
+
+    Args:
+        arrivals: the CUDA events after which the sources are complete.
+    """
     import torch
 
     by_devices: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
     for source, target in pairs:
         by_devices.setdefault((source.device.index, target.device.index), []).append((source, target))
+    events = set(arrivals)
     for devices, together in by_devices.items():
-        with torch.cuda.stream(_stream(*devices)), torch.inference_mode():  # Tensors of both kinds may be written to.
+        stream = _stream(*devices)
+        for event in events:
+            stream.wait_event(event)
+        with torch.cuda.stream(stream), torch.inference_mode():  # Tensors of both kinds may be written to.
             sources, targets = zip(*together, strict=True)
             torch._foreach_copy_(targets, sources, non_blocking=True)
 

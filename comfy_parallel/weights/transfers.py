@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
 from comfy_parallel.weights.blocks import Block
-from comfy_parallel.weights.homes import Arrival, Home
+from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.turns import turn
@@ -25,6 +26,8 @@ _LARGEST_PART = 512 << 20  # Each is twice as large as the one before, up to her
 _SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
 _UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
+_TURN_S = 0.004  # After that others have their turn.
+_ASKED_S = 0.0003  # Memory that takes longer comes from the driver, not from torch's own.
 
 
 class _Queued:
@@ -32,7 +35,6 @@ class _Queued:
 
     def __init__(self) -> None:
         self.depth = 0
-        self.arrival = Arrival()
         self.streams: set[Any] = set()
         self.sources: list[Any] = []
         self.bytes_from: Counter[str] = Counter()
@@ -41,8 +43,6 @@ class _Queued:
     def wait(self) -> None:
         for stream in self.streams:
             stream.synchronize()
-        self.arrival.is_over = True
-        self.arrival = Arrival()
         self.streams.clear()
         self.sources.clear()
 
@@ -107,29 +107,34 @@ def parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
 def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> None:
     """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
 
+    What no other GPU has goes first, so that slots that load the same at the same time each read a share of it from
+    RAM and the others' shares from each other.
+
     Args:
         may_pin: whether so many bytes more may be pinned.
     """
     import torch
 
-    queued = _queued.get()
-    queued.streams.add(torch.cuda.current_stream(device))
-    for part in parts:
-        block = part.block
-        memory = _room(part, device) if block is None else block.memory(device)  # The driver needs no turn.
+    queued, stream = _queued.get(), torch.cuda.current_stream(device)
+    queued.streams.add(stream)
+    order = _unlent_first(parts, stream.device.index)
+    is_driver_asked = False
+    for part in order:
+        memory = _memory(part, device)  # The driver needs no turn.
         with turn():
-            if block is None:
-                memory = None  # so that the copies are cut from there
-                copies = _allocate([home.tensor for home in part.homes], device)
-            else:
-                copies = block.weights(memory)
-            left = _queue(queued, part, copies, memory, may_pin)
-            if not left:
-                _take(part, copies, queued.arrival)
-                continue
-        _stage(queued, left, _stream(copies))
-        with turn():
-            _take(part, copies, queued.arrival)
+            until = time.perf_counter() + _TURN_S
+            copies, left = _queue(queued, part, memory, stream, may_pin)
+            while not left and not is_driver_asked and time.perf_counter() < until:
+                if (following := next(order, None)) is None:
+                    break
+                part, began = following, time.perf_counter()
+                memory = _memory(part, device)
+                is_driver_asked = time.perf_counter() - began > _ASKED_S
+                copies, left = _queue(queued, part, memory, stream, may_pin)
+        if left:
+            _stage(queued, left, stream)
+            with turn():
+                _take(part, copies, stream.record_event())
 
 
 def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
@@ -176,10 +181,23 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _room(part: Part, device: Any) -> list[Any]:
-    """Memory for the copies of a part. Let go of it, and torch's allocator cuts them from there, without the driver."""
+def _unlent_first(parts: Iterable[Part], target: int) -> Iterator[Part]:
+    lent = []
+    for part in parts:
+        if homes.is_lent(part.homes, target):
+            lent.append(part)
+        else:
+            yield part
+    yield from lent
+
+
+def _memory(part: Part, device: Any) -> Any:
+    """For the copies of a part: of its block, or as much as they need. Let go of it, and torch's allocator cuts them
+    from there, without the driver."""
     import torch
 
+    if part.block is not None:
+        return part.block.memory(device)
     try:
         sizes = [part.large, *[_SMALL] * -(-part.small // _SMALL)]
         return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
@@ -207,7 +225,22 @@ class _Left(NamedTuple):
 
 
 def _queue(
-    queued: _Queued, part: Part, copies: Sequence[Any], memory: Any, may_pin: Callable[[int], bool]
+    queued: _Queued, part: Part, memory: Any, stream: Any, may_pin: Callable[[int], bool]
+) -> tuple[list[Any], list[_Left]]:
+    """Queue copies of a part. Returns them, and what nobody can copy at once; if that is nothing, they are taken."""
+    if part.block is not None:
+        copies = part.block.weights(memory)
+    else:
+        memory.clear()
+        copies = _allocate([home.tensor for home in part.homes], stream.device)
+    left = _queue_copies(queued, part, copies, memory, stream, may_pin)
+    if not left:
+        _take(part, copies, stream.record_event())
+    return copies, left
+
+
+def _queue_copies(
+    queued: _Queued, part: Part, copies: Sequence[Any], memory: Any, stream: Any, may_pin: Callable[[int], bool]
 ) -> list[_Left]:
     """Queue copies from other GPUs and from pinned memory. Returns what is left to copy.
 
@@ -218,7 +251,7 @@ def _queue(
     queued.sources += [home.tensor for home in sources]
     lent = homes.borrow(sources, copies)
     if part.block is not None and not lent:
-        return _queue_pinned(sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), may_pin)
+        return _queue_pinned(sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), stream, may_pin)
     queued.sources += lent.values()
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
@@ -226,16 +259,16 @@ def _queue(
     for region, group in groupby(numbers, lambda number: sources[number].place[0]):
         own = list(group)
         spans, targets = [sources[number].place[1] for number in own], [copies[number] for number in own]
-        left += _queue_pinned(region, spans, targets, may_pin)
+        left += _queue_pinned(region, spans, targets, stream, may_pin)
     return left
 
 
 def _queue_pinned(
-    region: Any, spans: Sequence[Span], targets: Sequence[Any], may_pin: Callable[[int], bool]
+    region: Any, spans: Sequence[Span], targets: Sequence[Any], stream: Any, may_pin: Callable[[int], bool]
 ) -> list[_Left]:
     ranges = [(number, span.offset, targets[number].nbytes) for number, span in enumerate(spans)]
     copy = functools.partial(copy_pinned, region, spans, targets)
-    pieces = region.pins.read(ranges, _stream(targets), may_pin, copy)
+    pieces = region.pins.read(ranges, stream, may_pin, copy)
     return [_Left(_part(region.tensor(spans[n]), *piece), _part(targets[n], *piece)) for n, *piece in pieces]
 
 
@@ -251,16 +284,10 @@ def _stage(queued: _Queued, left: Sequence[_Left], stream: Any) -> None:
         queued.bytes_from["staged"] += target.nbytes
 
 
-def _take(part: Part, copies: Sequence[Any], arrival: Arrival) -> None:
+def _take(part: Part, copies: Sequence[Any], arrival: Any) -> None:
     for parameter, home, copy in zip(part.parameters, part.homes, copies, strict=True):
         parameter.data = copy
         homes.remember(parameter, home, arrival)
-
-
-def _stream(copies: Sequence[Any]) -> Any:
-    import torch
-
-    return torch.cuda.current_stream(copies[0].device)
 
 
 def _part(tensor: Any, start: int, stop: int) -> Any:

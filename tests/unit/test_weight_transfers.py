@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -386,16 +387,27 @@ class OnGpu:
         return 4096
 
 
+@dataclass
+class Queued:
+    """What is copied between GPUs, and what is waited for."""
+
+    pairs: list[Any] = field(default_factory=list)
+    events: set[Any] = field(default_factory=set)
+
+    def copy(self, pairs: Iterable[Any], arrivals: Iterable[Any]) -> None:
+        self.pairs += pairs
+        self.events |= set(arrivals)
+
+
 @pytest.fixture
-def queued(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is copied between GPUs."""
-    queued: list[Any] = []
-    monkeypatch.setattr(peers, "copy", queued.extend)
+def queued(monkeypatch: pytest.MonkeyPatch) -> Queued:
+    queued = Queued()
+    monkeypatch.setattr(peers, "copy", queued.copy)
     monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: source != target)
     return queued
 
 
-def lent(tensor: Any, gpu: int, arrival: homes.Arrival) -> OnGpu:
+def lent(tensor: Any, gpu: int, arrival: Any) -> OnGpu:
     parameter = OnGpu(tensor, gpu)
     homes.remember(parameter, homes.Home(tensor), arrival)
     return parameter
@@ -405,45 +417,44 @@ def target_on(gpu: int) -> Any:
     return SimpleNamespace(device=SimpleNamespace(index=gpu))
 
 
-def test_another_gpu_is_copied_from_once_its_copy_is_complete(queued: list[Any], module: nn.Linear) -> None:
-    tensor, arrival, target = module.weight.data, homes.Arrival(), target_on(1)
-    holder = lent(tensor, 0, arrival)
-    assert homes.borrow([homes.Home(tensor)], [target]) == {}
-    arrival.is_over = True
+def test_another_gpu_is_copied_from_after_its_own_copy(queued: Queued, module: nn.Linear) -> None:
+    tensor, target = module.weight.data, target_on(1)
+    assert not homes.is_lent([homes.Home(tensor)], 1)
+    holder = lent(tensor, 0, "event")
+    assert homes.is_lent([homes.Home(tensor)], 1)
+    assert not homes.is_lent([homes.Home(tensor)], 0)
     assert homes.borrow([homes.Home(tensor)], [target]) == {0: holder.data}
-    assert queued == [(holder.data, target)]
+    assert (queued.pairs, queued.events) == ([(holder.data, target)], {"event"})
 
 
-def test_a_copy_that_is_made_again_is_not_copied_from_until_it_is_complete(
-    queued: list[Any], module: nn.Linear
-) -> None:
+def test_a_copy_that_is_made_again_is_copied_from_after_that(queued: Queued, module: nn.Linear) -> None:
     tensor = module.weight.data
-    holder, copy, again = lent(tensor, 0, homes.Arrival(is_over=True)), target_on(1), homes.Arrival()
+    holder, copy = lent(tensor, 0, "first"), target_on(1)
     home, data = homes.home_of(holder), holder.data
     assert home is not None
     homes.send_home(holder)
+    assert homes.borrow([home], [copy]) == {}, "it is at home"
     holder.data = data
     assert homes.borrow([home], [copy]) == {}, "nobody has said yet that it is a copy"
-    homes.remember(holder, home, again)
-    assert homes.borrow([home], [copy]) == {}
-    again.is_over = True
+    homes.remember(holder, home, "second")
     assert homes.borrow([home], [copy]) == {0: data}
+    assert queued.events == {"second"}
     homes.remember(holder, home, None)
     assert homes.borrow([home], [copy]) == {}, "torch moved it"
 
 
-def test_a_parameter_that_comes_and_goes_is_listed_once(queued: list[Any], module: nn.Linear) -> None:
-    tensor, arrival = module.weight.data, homes.Arrival(is_over=True)
-    holder = lent(tensor, 0, arrival)
+def test_a_parameter_that_comes_and_goes_is_listed_once(queued: Queued, module: nn.Linear) -> None:
+    tensor = module.weight.data
+    holder = lent(tensor, 0, "event")
     for _ in range(3):
-        homes.remember(holder, homes.Home(tensor), arrival)
+        homes.remember(holder, homes.Home(tensor), "event")
     region, span = homes.place_of(tensor)
     assert len(homes._holders[region][span]) == 1
 
 
-def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], module: nn.Linear) -> None:
-    weight, arrival = module.weight.data, homes.Arrival(is_over=True)
-    holder = lent(weight, 0, arrival)
+def test_only_the_same_numbers_on_another_gpu_are_taken(queued: Queued, module: nn.Linear) -> None:
+    weight = module.weight.data
+    holder = lent(weight, 0, "event")
     assert homes.borrow([homes.Home(weight)], [target_on(0)]) == {}, "it is the same GPU"
     assert homes.borrow([homes.Home(module.bias.data)], [target_on(1)]) == {}
     assert homes.borrow([homes.Home(weight.view(torch.int32))], [target_on(1)]) == {}
@@ -452,12 +463,12 @@ def test_only_the_same_numbers_on_another_gpu_are_taken(queued: list[Any], modul
 
 @pytest.mark.parametrize("happens", ["forgotten", "replaced", "home", "gone"])
 def test_nobody_copies_from_what_is_no_copy_any_more(
-    queued: list[Any], module: nn.Linear, happens: str, monkeypatch: pytest.MonkeyPatch
+    queued: Queued, module: nn.Linear, happens: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[int] = []
     monkeypatch.setattr(peers, "wait_for_readers", waited.append)
     tensor = module.weight.data
-    holder = lent(tensor, 0, homes.Arrival(is_over=True))
+    holder = lent(tensor, 0, "event")
     if happens == "forgotten":
         homes.forget(holder)
     elif happens == "replaced":
@@ -470,7 +481,7 @@ def test_nobody_copies_from_what_is_no_copy_any_more(
         collect()
     assert homes.borrow([homes.Home(tensor)], [target_on(1)]) == {}
     assert waited == ([0] if happens == "forgotten" else [])
-    assert queued == []
+    assert not queued.pairs
 
 
 def test_a_budget_of_gigabytes_is_no_limit_here(store: Store) -> None:

@@ -41,6 +41,8 @@ class Driver:
 class Stream:
     """Of a GPU. `queued` copies are done when it is waited for."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.waits = 0
 
