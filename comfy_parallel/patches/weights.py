@@ -127,11 +127,12 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
             if not full_load or getattr(device_to, "type", None) is None:
                 return original(self, *arguments, **others)
             if device_to.type == "cuda":
-                modules, done = plans.load_ahead(store, self.model, device_to, self.patches)
+                plan, modules = plans.load_ahead(store, self.model, device_to, self.patches)
+                named = list(zip(plan.names, modules, strict=True))
             else:
-                modules, done = loading.named_modules_of(self.model), {}
+                plan, named = None, loading.named_modules_of(self.model)
             is_hosts_alone = type(self) is host["ModelPatcher"] and not self.get_all_callbacks(on_load)
-            with marks.whole_load(self, modules, device_to, done) if is_hosts_alone else nullcontext():
+            with marks.whole_load(self, named, device_to, plan) if is_hosts_alone else nullcontext():
                 return original(self, *arguments, **others)
 
     return load

@@ -7,16 +7,20 @@ nothing patches, whose weights are on the device already, it sets the same attri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import Any
+from itertools import chain
+from operator import call, itemgetter
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from comfy_parallel.patching import replace
 from comfy_parallel.slot import SlotLocal
 from comfy_parallel.weights import leaves, loading
 from comfy_parallel.weights.turns import turn
+
+if TYPE_CHECKING:  # Linux only
+    from comfy_parallel.weights.plans import Plan
 
 _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
@@ -64,11 +68,65 @@ class _Marks:
 
 
 @dataclass(slots=True)
+class _Sorted:
+    """What a load does with a model's modules.
+
+    Attributes:
+        left_out: what is set on those that the host does not see.
+        size: of these, in bytes.
+        stand_in: the number of the one that stands for them.
+        others: the numbers of those that are not as before.
+    """
+
+    left_out: list[_Marks]
+    size: int
+    stand_in: int
+    others: list[int]
+
+
+class _Again:
+    """A look in C, at all modules that were as before in a load, that tells whether they are so again.
+
+    Attributes:
+        found: what that load did.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        patched: set[str],
+        modules: Sequence[tuple[str, Any]],
+        same: Mapping[int, _Marks],
+        found: _Sorted,
+    ) -> None:
+        """`plan`: it sees that the modules are built as they were. `same`: what is set on those, by number."""
+        self.found = found
+        self._plan, self._patched = plan, patched
+        self._get_same: Any = itemgetter(*same)
+        self._elsewhere = [number for number in same if _may_be_elsewhere(*modules[number], plan.done)]
+        self._names = [marks.names for marks in same.values()]
+        self._gets = [marks.get for marks in same.values()]
+        self._values = list(chain.from_iterable(marks.before for marks in same.values()))
+        self._types = list(map(type, self._values))
+
+    def is_so(self, plan: Plan | None, patched: set[str], modules: Sequence[Any], device: Any) -> bool:
+        if plan is not self._plan or patched != self._patched:
+            return False
+        attributes = list(map(vars, self._get_same(modules)))
+        if list(map(tuple, attributes)) != self._names:
+            return False
+        values = list(chain.from_iterable(map(call, self._gets, attributes)))
+        is_equal = list(map(type, values)) == self._types and values == self._values  # Tensors do not compare.
+        return is_equal and all(loading.is_on(modules[number], device) for number in self._elsewhere)
+
+
+@dataclass(slots=True)
 class _Known:
     """The marks on a model's modules, by name, after loads with these settings."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, _Marks] = field(default_factory=dict)
+    again: _Again | None = None
 
 
 @dataclass(slots=True)
@@ -92,7 +150,7 @@ _load: SlotLocal[_Load | None] = SlotLocal(lambda: None)
 
 @contextmanager
 def whole_load(
-    patcher: Any, named_modules: Sequence[tuple[str, Any]], device: Any, done: Mapping[str, int]
+    patcher: Any, named_modules: Sequence[tuple[str, Any]], device: Any, plan: Plan | None
 ) -> Iterator[None]:
     """The body is the host's load of this patcher's model, whole, whose weights have been copied to the device, and of
     which nobody but the host is told.
@@ -102,33 +160,70 @@ def whole_load(
 
     Args:
         named_modules: all of the model's.
-        done: the bytes of modules, by name, that have been copied and hold no others.
+        plan: of what has been copied; None where nothing was.
     """
-    if _have_moves_of_their_own([module for _, module in named_modules]):
+    modules = [module for _, module in named_modules]
+    if _have_moves_of_their_own(modules):
         yield
         return
     known = _known.setdefault(patcher.model, _Known())
     settings = {**_settings(patcher), "to": device}
     if known.settings != settings:
-        known.settings, known.marks = settings, {}
+        known.settings, known.marks, known.again = settings, {}, None
     patched = _patched_modules(patcher)
-    same: list[tuple[str, Any, _Marks]] = []
-    listed: list[tuple[str, Any]] = []
     with turn():
-        for name, module in named_modules:
-            marks = known.marks.get(name)
-            is_there = name in done or loading.is_on(module, device)
-            if marks is None or name in patched or not is_there or not marks.would_be_set(module):
-                listed.append((name, module))
-            elif marks.are_any:
-                same.append((name, module, marks))
-    others = [(name, module, dict(vars(module))) for name, module in listed if name and name not in patched]
-    with _leaving_out(same, patcher, device, listed, done):
+        if known.again is not None and not known.again.is_so(plan, patched, modules, device):
+            known.again = None
+        if known.again is not None:
+            found = known.again.found
+        else:
+            done = plan.done if plan is not None else {}
+            same = _same(known.marks, patched, named_modules, device, done)
+            found = _sorted(same, named_modules, done)
+            if plan is not None and len(same) >= _LEAST:
+                known.again = _Again(plan, patched, named_modules, same, found)
+    others = [named_modules[number] for number in found.others]
+    unpatched = [(name, module, dict(vars(module))) for name, module in others if name and name not in patched]
+    seen = [*others, named_modules[found.stand_in]]
+    with _leaving_out(found, patcher, device, seen) if found.left_out else nullcontext():
         yield
-    for name, module, before in others:
+    for name, module, before in unpatched:
         known.marks.pop(name, None)
         if (new := _marks(module, before)) is not None:
             known.marks[name] = new
+            known.again = None  # More may be the same the next time.
+
+
+def _same(
+    known: Mapping[str, _Marks],
+    patched: set[str],
+    named_modules: Sequence[tuple[str, Any]],
+    device: Any,
+    done: Mapping[str, int],
+) -> dict[int, _Marks]:
+    """What is set on the modules that are as before, by their numbers."""
+    same = {}
+    for number, (name, module) in enumerate(named_modules):
+        marks = known.get(name)
+        is_there = name in done or loading.is_on(module, device)
+        if marks is not None and name not in patched and is_there and marks.would_be_set(module):
+            same[number] = marks
+    return same
+
+
+def _sorted(same: Mapping[int, _Marks], named_modules: Sequence[tuple[str, Any]], done: Mapping[str, int]) -> _Sorted:
+    *left_out, stand_in = [number for number, marks in same.items() if marks.are_any] or [-1]
+    sizes = (
+        done[name] if name in done else leaves.size_of(module) or 0
+        for name, module in map(named_modules.__getitem__, left_out)
+    )
+    others = [number for number in range(len(named_modules)) if number not in same]
+    return _Sorted([same[number] for number in left_out], sum(sizes), stand_in, others)
+
+
+def _may_be_elsewhere(name: str, module: Any, done: Mapping[str, int]) -> bool:
+    """Whether it has tensors of its own that no plan copies."""
+    return name not in done and bool(module._parameters or module._buffers)
 
 
 def size_beside(module: Any) -> int:
@@ -146,26 +241,15 @@ def left_to_move(model: Any, device: Any) -> list[Any] | None:
 
 
 @contextmanager
-def _leaving_out(
-    same: list[tuple[str, Any, _Marks]],
-    patcher: Any,
-    device: Any,
-    listed: list[tuple[str, Any]],
-    done: Mapping[str, int],
-) -> Iterator[None]:
-    """Within, the host's list of what it has to load has the modules listed, and one of the others for all."""
-    if not same:
-        yield
-        return
-    name, stand_in, _ = same.pop()
-    size = sum(done[name] if name in done else leaves.size_of(module) or 0 for name, module, _ in same)
-    load = _Load(patcher.model, device, [*listed, (name, stand_in)], size)
+def _leaving_out(found: _Sorted, patcher: Any, device: Any, seen: list[tuple[str, Any]]) -> Iterator[None]:
+    """Within, the host's list of what it has to load has these modules alone."""
+    load = _Load(patcher.model, device, seen, found.size)
 
     def load_list(*args: Any, **kwargs: Any) -> Any:
         is_shorter.revert()
         with turn():
-            for _, module, marks in same:
-                marks.set_on(module)
+            for marks in found.left_out:
+                marks.set_on(marks.module())
         is_seen = replace(load.model, "named_modules", lambda *args, **kwargs: iter(load.listed))
         try:
             return patcher._load_list(*args, **kwargs)

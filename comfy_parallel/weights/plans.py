@@ -23,16 +23,13 @@ if TYPE_CHECKING:  # Linux only
 _plans: WeakKeyDictionary[Any, Plan] = WeakKeyDictionary()
 
 
-def load_ahead(
-    store: Store, model: Any, device: Any, patched: Collection[str]
-) -> tuple[list[tuple[str, Any]], dict[str, int]]:
+def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> tuple[Plan, list[Any]]:
     """Copy the weights of a model that is about to be loaded whole, all but those that are patched on the way.
 
     Args:
         patched: names of parameters.
 
-    Returns the model's modules with their names; and the bytes of those, by name, of which nothing is left to move and
-    which hold no others.
+    Returns the plan, the same one as the last time while the model is built in the same way; and the model's modules.
     """
     with turn():
         plan = _plans.get(model)
@@ -41,11 +38,11 @@ def load_ahead(
             done: dict[str, int] = {}
             named = loading.named_modules_of(model)
             parts = _parts(_homes_in(named, patched, done))
-            _plans[model] = Plan(named, done, patched, parts)
-        else:
-            named, done, parts = list(zip(plan.names, found[0], strict=True)), plan.done, found[1]
+            plan = _plans[model] = Plan(named, done, patched, parts)
+            found = [module for _, module in named], parts
+    modules, parts = found
     transfers.move(parts, device, store.may_pin)
-    return named, done
+    return plan, modules
 
 
 class Plan:
@@ -53,7 +50,7 @@ class Plan:
 
     Attributes:
         names: of the modules.
-        done: the bytes of the modules, by name, whose tensors all have a home and which hold no others.
+        done: the bytes of the modules, by name, whose tensors are all copied and which hold no others.
     """
 
     def __init__(

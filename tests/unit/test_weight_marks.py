@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
@@ -12,8 +14,10 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import loading, marks
+from comfy_parallel.weights import loading, marks, plans, transfers
+from comfy_parallel.weights.plans import Plan
 from tests.fakes import make_slots
+from tests.unit.weight_device import stand_in_stream
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -39,8 +43,9 @@ def no_room() -> None:
 class Patcher:
     """Loads as ComfyUI's does: it lists modules, and then sets attributes on them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, is_planned: bool = False) -> None:
         self.model = model
+        self.is_planned = is_planned
         self.patches: dict[str, Any] = {}
         self.casts = False
         self.seen: list[str] = []
@@ -65,9 +70,18 @@ class Patcher:
                 del module.is_loaded
 
 
+def whole_load(patcher: Patcher, device: torch.device = CPU) -> AbstractContextManager[None]:
+    """Where it is planned, nothing is copied before: these weights are not shared."""
+    plan = None
+    if patcher.is_planned:
+        with transfers.complete():
+            plan, _ = plans.load_ahead(SimpleNamespace(may_pin=None), patcher.model, device, patcher.patches)  # type: ignore[arg-type]
+    return marks.whole_load(patcher, loading.named_modules_of(patcher.model), device, plan)
+
+
 def load(patcher: Patcher) -> list[str]:
     """The names of the modules that the host sees."""
-    with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
+    with whole_load(patcher):
         patcher.load()
     return patcher.seen
 
@@ -84,10 +98,11 @@ def slot() -> Slot:
     return make_slots("cpu")[0]
 
 
-@pytest.fixture
-def patcher(slot: Slot) -> Patcher:
+@pytest.fixture(params=[False, True], ids=["", "planned"])
+def patcher(request: pytest.FixtureRequest, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> Patcher:
     """Of a model that has been loaded and unloaded often enough to be known."""
-    made = Patcher(nn.Sequential(*(Block() for _ in range(BLOCKS))))
+    stand_in_stream(monkeypatch)
+    made = Patcher(nn.Sequential(*(Block() for _ in range(BLOCKS))), is_planned=request.param)
     for _ in range(2):
         with entered(slot):
             assert len(load(made)) == BLOCKS
@@ -120,7 +135,7 @@ def test_each_module_gets_its_own_list(patcher: Patcher, slot: Slot) -> None:
 
 def test_the_one_that_stands_for_the_others_is_as_large_as_they_are(patcher: Patcher, slot: Slot) -> None:
     with entered(slot):
-        with marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
+        with whole_load(patcher):
             patcher.load()
             sizes = [marks.size_beside(module) for module in patcher.model]
         assert sizes == [0, 0, 0, 0, 4 * SIZE]
@@ -130,8 +145,8 @@ def test_the_one_that_stands_for_the_others_is_as_large_as_they_are(patcher: Pat
 def test_sizes_that_are_known_are_not_asked_for(patcher: Patcher, slot: Slot) -> None:
     """And neither is where those modules are, as they have been copied just now."""
     patcher.model[1].to("meta")
-    known = {"1": 7}
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, known):
+    named = loading.named_modules_of(patcher.model)
+    with entered(slot), marks.whole_load(patcher, named, CPU, Plan(named, {"1": 7}, (), [])):
         patcher.load()
         assert patcher.seen == ["4"]
         assert marks.size_beside(patcher.model[4]) == 7 + 3 * SIZE
@@ -139,12 +154,16 @@ def test_sizes_that_are_known_are_not_asked_for(patcher: Patcher, slot: Slot) ->
 
 def test_what_is_left_to_move_is_what_the_host_sees(patcher: Patcher, slot: Slot) -> None:
     model = patcher.model
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(model), CPU, {}):
+    with entered(slot), whole_load(patcher):
         assert marks.left_to_move(model, CPU) == [model, model[4]]
         assert marks.left_to_move(model, torch.device("meta")) is None
         assert marks.left_to_move(model[0], CPU) is None
     with entered(slot):
         assert marks.left_to_move(model, CPU) is None
+
+
+def nothing_happens(_patcher: Patcher) -> None:
+    pass
 
 
 def patch(patcher: Patcher) -> None:
@@ -206,6 +225,32 @@ def test_what_is_not_as_it_was_is_left_to_the_host(
         assert load(patcher) == ["1", "4"]
 
 
+def test_what_has_changed_is_known_the_next_time(patcher: Patcher, slot: Slot) -> None:
+    for change, expected in ((set_an_attribute, ["1", "4"]), (nothing_happens, ["4"]), (nothing_happens, ["4"])):
+        change(patcher)
+        with entered(slot):
+            assert load(patcher) == expected
+        patcher.unload()
+
+
+def test_modules_that_are_all_the_same_again_are_not_looked_at_one_by_one(
+    patcher: Patcher, slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with entered(slot):
+        load(patcher)
+        patcher.unload()
+        monkeypatch.setattr(marks, "_same", lambda *args: {})
+        assert load(patcher) == (["4"] if patcher.is_planned else list("01234"))
+
+
+def test_a_module_that_is_never_the_same_leaves_the_others_alone(patcher: Patcher, slot: Slot) -> None:
+    for number in range(4):
+        patcher.model[2].seen = number
+        with entered(slot):
+            assert load(patcher) == ["2", "4"]
+        patcher.unload()
+
+
 def test_what_is_added_to_a_list_later_is_not_set_again(patcher: Patcher, slot: Slot) -> None:
     with entered(slot):
         load(patcher)
@@ -237,8 +282,7 @@ def test_with_another_setting_all_are_left_to_the_host(patcher: Patcher, slot: S
 
 
 def test_on_another_device_all_are_left_to_the_host(patcher: Patcher, slot: Slot) -> None:
-    modules = loading.named_modules_of(patcher.model)
-    with entered(slot), marks.whole_load(patcher, modules, torch.device("meta"), {}):
+    with entered(slot), whole_load(patcher, torch.device("meta")):
         patcher.load()
     assert len(patcher.seen) == BLOCKS
 
@@ -260,7 +304,7 @@ def test_the_host_sees_all_modules_again_afterwards(patcher: Patcher, slot: Slot
 
 
 def test_and_within_the_load_once_it_has_listed_them(patcher: Patcher, slot: Slot) -> None:
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
+    with entered(slot), whole_load(patcher):
         assert len(patcher._load_list()) == 1
         assert len(patcher._load_list()) == BLOCKS
         assert len(list(patcher.model.named_modules())) == 1 + BLOCKS
@@ -280,7 +324,7 @@ def test_a_load_that_fails_leaves_nothing_behind(patcher: Patcher, slot: Slot) -
 
 
 def test_a_host_that_lists_nothing_is_left_alone(patcher: Patcher, slot: Slot) -> None:
-    with entered(slot), marks.whole_load(patcher, loading.named_modules_of(patcher.model), CPU, {}):
+    with entered(slot), whole_load(patcher):
         pass
     assert "_load_list" not in vars(patcher)
     assert not hasattr(patcher.model[0], "is_loaded")

@@ -57,7 +57,7 @@ def model(store: Store, slot: Slot, tmp_path: Path, weights: dict[str, torch.Ten
     let_go(store, model)
 
 
-def load(store: Store, model: nn.Module, *patched: str) -> tuple[list[tuple[str, Any]], dict[str, int]]:
+def load(store: Store, model: nn.Module, *patched: str) -> tuple[plans.Plan, list[Any]]:
     """As if the CPU were the GPU that the model is loaded onto."""
     with transfers.complete():
         return plans.load_ahead(store, model, CPU, patched)
@@ -77,9 +77,9 @@ def nothing_new(_parameter: Any) -> None:
 
 
 def test_all_weights_are_copied(store: Store, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    named, done = load(store, model)
-    assert [(name, id(module)) for name, module in named] == [(name, id(m)) for name, m in model.named_modules()]
-    assert done == {"0": 80, "1.0": 64, "1.1": 80, "1.2": 0}
+    plan, modules = load(store, model)
+    assert list(zip(plan.names, map(id, modules), strict=True)) == [(name, id(m)) for name, m in model.named_modules()]
+    assert plan.done == {"0": 80, "1.0": 64, "1.1": 80, "1.2": 0}
     assert copied(model) == list(NAMES)
     assert {name: bits(parameter) for name, parameter in model.named_parameters()} == {
         name: bits(tensor) for name, tensor in weights.items()
@@ -99,7 +99,7 @@ def test_what_is_unchanged_is_not_looked_for_again(
 
 def test_patched_weights_are_left_out(store: Store, model: nn.Module) -> None:
     for patched, expected in ((("1.1.weight",), 1), (("1.1.weight",), 1), (("1.1.bias", "0.bias"), 2), ((), 0)):
-        _, done = load(store, model, *patched)
+        done = load(store, model, *patched)[0].done
         assert copied(model) == [name for name in NAMES if name not in patched]
         assert len(done) == 4 - expected
         unload(model)
@@ -212,13 +212,13 @@ def test_a_change_is_seen(store: Store, model: nn.Module, change: Callable[[Any]
     before = {name: bits(parameter) for name, parameter in model.named_parameters()}
     was_at_home = [name for name, parameter in model.named_parameters() if loading.home_at(parameter) is not None]
     assert plans._plans[model].found(()) is None
-    named, done = load(store, model)
-    assert [(name, id(module)) for name, module in named] == [(name, id(m)) for name, m in model.named_modules()]
+    plan, modules = load(store, model)
+    assert list(zip(plan.names, map(id, modules), strict=True)) == [(name, id(m)) for name, m in model.named_modules()]
     assert {name: bits(parameter) for name, parameter in model.named_parameters()} == before
     homed = set(copied(model))
     assert homed >= {name for name in was_at_home if change is not add_a_gradient or name != "0.bias"}
-    for name, size in done.items():
-        own = {f"{name}.{key}": p.nbytes for key, p in dict(named)[name].named_parameters()}
+    for name, size in plan.done.items():
+        own = {f"{name}.{key}": p.nbytes for key, p in model.get_submodule(name).named_parameters()}
         assert own.keys() <= homed
         assert size == sum(own.values())
 
