@@ -12,7 +12,7 @@ from typing import Any
 from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.spans import Span
 
-_LARGEST = 128 << 20  # bytes, but for a larger weight
+_LARGEST = 256 << 20  # bytes, but for a larger weight
 _ALIGNMENT = 256  # bytes, the most by which torch and cuBLAS tell addresses apart when they choose a kernel
 
 
@@ -21,6 +21,7 @@ class Block:
 
     Attributes:
         stretches: of the region's bytes, that are copied as they are.
+        size: in bytes.
     """
 
     def __init__(self, sources: Sequence[Home]) -> None:
@@ -33,7 +34,7 @@ class Block:
         self._numbers: list[int] = []  # of the weights among these
         self._starts: list[int] = []  # of the stretches in the block's bytes
         self.stretches: list[Span] = []
-        self._end = 0
+        self.size = 0
         first = last = 0  # where in the region a stretch begins and ends so far
         for home in sources:
             offset = home.place[1].offset
@@ -41,13 +42,13 @@ class Block:
             if not follows:
                 self._end_stretch(first, last)
                 first = offset
-                self._leave_out(-self._end % _ALIGNMENT)
-                self._starts.append(self._end)
+                self._leave_out(-self.size % _ALIGNMENT)
+                self._starts.append(self.size)
             else:
                 self._leave_out(offset - last)
             self._numbers.append(len(self._shapes))
             self._shapes.append(torch.empty(home.place[1].shape, dtype=self._dtype, device="meta"))
-            self._end += home.size
+            self.size += home.size
             last = offset + home.size
         self._end_stretch(first, last)
 
@@ -55,7 +56,7 @@ class Block:
         import torch
 
         with torch.inference_mode(self._is_inference):
-            return torch.empty(self._end // self._dtype.itemsize, dtype=self._dtype, device=device)
+            return torch.empty(self.size // self._dtype.itemsize, dtype=self._dtype, device=device)
 
     def weights(self, memory: Any) -> list[Any]:
         """Those that lie in this block's memory, made by one call of torch."""
@@ -85,7 +86,7 @@ class Block:
 
         if size:
             self._shapes.append(torch.empty(size // self._dtype.itemsize, dtype=self._dtype, device="meta"))
-            self._end += size
+            self.size += size
 
 
 def blocks(pairs: Iterable[tuple[Any, Home]]) -> Iterator[tuple[Block, Sequence[tuple[Any, Home]]]]:

@@ -13,6 +13,7 @@ from comfy_parallel.weights import blocks, homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
+from comfy_parallel.weights.parts import apart
 from comfy_parallel.weights.spans import Span
 
 if TYPE_CHECKING:  # Linux only
@@ -103,7 +104,7 @@ def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> 
         try:
             if device is not None and device.type == "cuda":
                 pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.tensor.dtype)]
-                transfers.move(transfers.parts(pairs), device, store.may_pin)
+                transfers.move(apart(pairs), device, store.may_pin)
             yield
         finally:
             after_move(leaving)

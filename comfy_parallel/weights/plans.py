@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, ref
 
 from comfy_parallel.weights import blocks, homes, leaves, loading, transfers
 from comfy_parallel.weights.homes import Home
-from comfy_parallel.weights.transfers import Part
+from comfy_parallel.weights.parts import Part, apart, in_block
 from comfy_parallel.weights.turns import turn
 
 if TYPE_CHECKING:  # Linux only
@@ -97,11 +97,8 @@ class Plan:
 def _parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
     """In blocks, but for those without bytes."""
     found = list(pairs)
-    parts = transfers.parts(pair for pair in found if not pair[1].size)
-    for block, together in blocks.blocks(pair for pair in found if pair[1].size):
-        parameters, sources = zip(*together, strict=True)
-        parts.append(Part(parameters, sources, block=block))
-    return parts
+    in_blocks = blocks.blocks(pair for pair in found if pair[1].size)
+    return [*apart(pair for pair in found if not pair[1].size), *(in_block(*one) for one in in_blocks)]
 
 
 _home = attrgetter(homes.HOME)

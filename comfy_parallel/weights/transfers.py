@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,21 +12,15 @@ from typing import Any, NamedTuple
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
-from comfy_parallel.weights.blocks import Block
 from comfy_parallel.weights.homes import Home
+from comfy_parallel.weights.parts import Part, batches, room
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.turns import turn
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PART = 64 << 20  # Asked of the driver at once, and copied together; small, so that copies begin early.
-_LARGEST_PART = 512 << 20  # Each is twice as large as the one before, up to here.
-_SMALL = 1 << 20  # Up to here torch's allocator cuts tensors from 2 MiB (its kSmallSize).
-_UNIT = 512  # of its tensors' sizes (its kMinBlockSize).
 _BUFFER = 32 << 20
-_TURN_S = 0.004  # After that others have their turn.
-_ASKED_S = 0.0003  # Memory that takes longer comes from the driver, not from torch's own.
 
 
 class _Queued:
@@ -63,52 +56,8 @@ def complete() -> Iterator[None]:
             queued.wait()
 
 
-class Part(NamedTuple):
-    """Weights that are copied together.
-
-    Attributes:
-        homes: of the parameters.
-        large, small: bytes on a device of those over `_SMALL`, and of the others.
-        block: that they lie in, all of them, on the device.
-    """
-
-    parameters: Sequence[Any]
-    homes: Sequence[Home]
-    large: int = 0
-    small: int = 0
-    block: Block | None = None
-
-
-def parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
-    """In the same order.
-
-    Args:
-        pairs: `(parameter, home)`.
-    """
-    made = []
-    parameters: list[Any] = []
-    sources: list[Home] = []
-    large, small, enough = 0, 0, _FIRST_PART
-    for parameter, home in pairs:
-        parameters.append(parameter)
-        sources.append(home)
-        size = -(-home.size // _UNIT) * _UNIT
-        if size > _SMALL:
-            large += size
-        else:
-            small += size
-        if large + small >= enough:
-            made.append(Part(parameters, sources, large, small))
-            parameters, sources, large, small = [], [], 0, 0
-            enough = min(2 * enough, _LARGEST_PART)
-    return [*made, Part(parameters, sources, large, small)] if sources else made
-
-
 def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> None:
     """Give each parameter a copy of its contiguous home on a CUDA device, within `complete()`.
-
-    What no other GPU has goes first, so that slots that load the same at the same time each read a share of it from
-    RAM and the others' shares from each other.
 
     Args:
         may_pin: whether so many bytes more may be pinned.
@@ -117,24 +66,22 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
 
     queued, stream = _queued.get(), torch.cuda.current_stream(device)
     queued.streams.add(stream)
-    order = _unlent_first(parts, stream.device.index)
-    is_driver_asked = False
-    for part in order:
-        memory = _memory(part, device)  # The driver needs no turn.
-        with turn():
-            until = time.perf_counter() + _TURN_S
-            copies, left = _queue(queued, part, memory, stream, may_pin)
-            while not left and not is_driver_asked and time.perf_counter() < until:
-                if (following := next(order, None)) is None:
-                    break
-                part, began = following, time.perf_counter()
-                memory = _memory(part, device)
-                is_driver_asked = time.perf_counter() - began > _ASKED_S
-                copies, left = _queue(queued, part, memory, stream, may_pin)
-        if left:
-            _stage(queued, left, stream)
+    with batches(parts, stream.device.index) as cut:
+        for batch in cut:
+            memory = room(batch, device)  # The driver needs no turn.
+            left = []
             with turn():
-                _take(part, copies, stream.record_event())
+                memory.clear()
+                for part in batch:
+                    copies, rest = _queue(queued, part, stream, may_pin)
+                    if rest:
+                        left.append((part, copies, rest))
+                    else:
+                        _take(part, copies, stream.record_event())
+            for part, copies, rest in left:
+                _stage(queued, rest, stream)
+                with turn():
+                    _take(part, copies, stream.record_event())
 
 
 def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
@@ -181,31 +128,6 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _unlent_first(parts: Iterable[Part], target: int) -> Iterator[Part]:
-    lent = []
-    for part in parts:
-        if homes.is_lent(part.homes, target):
-            lent.append(part)
-        else:
-            yield part
-    yield from lent
-
-
-def _memory(part: Part, device: Any) -> Any:
-    """For the copies of a part: of its block, or as much as they need. Let go of it, and torch's allocator cuts them
-    from there, without the driver."""
-    import torch
-
-    if part.block is not None:
-        return part.block.memory(device)
-    try:
-        sizes = [part.large, *[_SMALL] * -(-part.small // _SMALL)]
-        return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-    except torch.OutOfMemoryError:
-        logger.debug("no room on %s for a part at once", device)
-        return []
-
-
 def _allocate(tensors: list[Any], device: Any) -> list[Any]:
     """Memory for copies, for each in the mode of its tensor."""
     import torch
@@ -225,33 +147,20 @@ class _Left(NamedTuple):
 
 
 def _queue(
-    queued: _Queued, part: Part, memory: Any, stream: Any, may_pin: Callable[[int], bool]
-) -> tuple[list[Any], list[_Left]]:
-    """Queue copies of a part. Returns them, and what nobody can copy at once; if that is nothing, they are taken."""
-    if part.block is not None:
-        copies = part.block.weights(memory)
+    queued: _Queued, part: Part, stream: Any, may_pin: Callable[[int], bool]
+) -> tuple[Sequence[Any], list[_Left]]:
+    """Queue copies from other GPUs and from pinned memory. Returns them all, and what of them is left to copy."""
+    sources, block = part.homes, part.block
+    if block is None:
+        copies = _allocate([home.tensor for home in sources], stream.device)
     else:
-        memory.clear()
-        copies = _allocate([home.tensor for home in part.homes], stream.device)
-    left = _queue_copies(queued, part, copies, memory, stream, may_pin)
-    if not left:
-        _take(part, copies, stream.record_event())
-    return copies, left
-
-
-def _queue_copies(
-    queued: _Queued, part: Part, copies: Sequence[Any], memory: Any, stream: Any, may_pin: Callable[[int], bool]
-) -> list[_Left]:
-    """Queue copies from other GPUs and from pinned memory. Returns what is left to copy.
-
-    Args:
-        memory: of the part's block.
-    """
-    sources = part.homes
+        memory = block.memory(stream.device)
+        copies = block.weights(memory)
     queued.sources += [home.tensor for home in sources]
     lent = homes.borrow(sources, copies)
-    if part.block is not None and not lent:
-        return _queue_pinned(sources[0].place[0], part.block.stretches, part.block.bytes_of(memory), stream, may_pin)
+    if block is not None and not lent:
+        region, targets = sources[0].place[0], block.bytes_of(memory)
+        return copies, _queue_pinned(region, block.stretches, targets, stream, may_pin)
     queued.sources += lent.values()
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
@@ -260,7 +169,7 @@ def _queue_copies(
         own = list(group)
         spans, targets = [sources[number].place[1] for number in own], [copies[number] for number in own]
         left += _queue_pinned(region, spans, targets, stream, may_pin)
-    return left
+    return copies, left
 
 
 def _queue_pinned(

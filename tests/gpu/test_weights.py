@@ -24,7 +24,7 @@ from tests.fakes import make_slots
 from tests.gpu.conftest import MakeGpuServers
 from tests.host.server import HostServer
 from tests.host.test_parity import error_of, images_of
-from tests.host.workflows import Workflow, txt2img, with_loras
+from tests.host.workflows import Workflow, node, txt2img, with_loras
 from tests.unit.weight_samples import bits, numbers, read, torch_store, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
@@ -291,6 +291,22 @@ def test_images_are_the_same_whichever_way_the_weights_came(make_gpu_servers: Ma
     again = small_job(8)
     assert image_on(pinned, again, 0) == image_on(stock, again)
     assert sum(copied_bytes(pinned)[0].values()) > before + (50 << 20)  # the diffusion model's, at least
+
+
+def test_a_part_of_a_model_gives_its_memory_back(make_gpu_servers: MakeGpuServers, num_gpus: int) -> None:
+    """While memory is short; and later it is loaded again."""
+    workflow = small_job(7)
+    workflow["part"] = node("CPTUnloadPart", model=workflow["sampler"]["inputs"]["model"])
+    workflow["sampler"]["inputs"]["model"] = ["part", 0]
+    stock, ours = make_gpu_servers([{"slots": None}, {"slots": "", "env": MAP}])
+    expected = image_on(stock, workflow)
+    for slot in (*range(num_gpus), 0):
+        entry = ours.run(workflow, slot)
+        assert [hashlib.sha256(image).hexdigest() for image in images_of(ours, entry)] == expected
+        (told,) = entry["outputs"]["part"]["value"]
+        assert told["is_unchanged"]
+        assert told["loaded"] <= 0.6 * told["size"]
+        assert told["given_back"] >= 0.9 * (told["size"] - told["loaded"])
 
 
 @pytest.mark.parametrize("option", ["--novram", "--highvram"])

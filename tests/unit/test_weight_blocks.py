@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,68 +143,6 @@ def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
     copies = load(store, model, slot)
     assert [bits(copy) for copy in copies] == [bits(weight) for weight in [*lent, *weights[3:]]]
     assert transfers.bytes_from(slot)["peer"] == sum(tensor.nbytes for tensor in lent)
-
-
-@pytest.fixture
-def many(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A model in six blocks of one weight each."""
-    monkeypatch.setattr(blocks, "_LARGEST", 1)
-    return model_of(store, tmp_path / "a.safetensors", *(numbers(8, start=float(i)) for i in range(6)))
-
-
-def test_what_another_gpu_has_comes_last(
-    store: Store, slot: Slot, many: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Slots that load at once begin with other parts: the second with what the first has not begun with."""
-    copied: list[float] = []
-
-    def borrow(sources: Any, _copies: Any) -> dict[int, Any]:
-        copied.append(float(sources[0].tensor[0]))
-        return {}
-
-    def is_lent(sources: Any, _target: Any) -> bool:
-        number = float(sources[0].tensor[0])
-        return number == 2 or (number == 4 and 1 in copied)
-
-    monkeypatch.setattr(homes, "borrow", borrow)
-    monkeypatch.setattr(homes, "is_lent", is_lent)
-    load(store, many, slot)
-    assert copied == [0, 1, 3, 5, 2, 4]
-
-
-@pytest.mark.parametrize(
-    ("turn_s", "memory_s", "expected"), [(60, 0, 1), (0, 0, 6), (60, 0.002, 5)], ids=["long", "short", "driver"]
-)
-def test_a_turn_lasts_for_several_parts_unless_the_driver_is_asked_for_memory(
-    store: Store,
-    slot: Slot,
-    many: nn.Module,
-    monkeypatch: pytest.MonkeyPatch,
-    turn_s: float,
-    memory_s: float,
-    expected: int,
-) -> None:
-    turns = 0
-
-    @contextmanager
-    def turn() -> Iterator[None]:
-        nonlocal turns
-        turns += 1
-        yield
-
-    memory = blocks.Block.memory
-
-    def memory_in_time(self: blocks.Block, device: Any) -> Any:
-        time.sleep(memory_s)
-        return memory(self, device)
-
-    monkeypatch.setattr(transfers, "turn", turn)
-    monkeypatch.setattr(transfers, "_TURN_S", turn_s)
-    monkeypatch.setattr(transfers, "_ASKED_S", 0.001 if memory_s else 60)
-    monkeypatch.setattr(blocks.Block, "memory", memory_in_time)
-    copies = load(store, many, slot)
-    assert turns == expected
-    assert [bits(copy) for copy in copies] == [bits(numbers(8, start=float(i))) for i in range(6)]
 
 
 def test_blocks_that_are_alike_are_copied_as_one() -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import homes, loading, peers, pins, transfers
+from comfy_parallel.weights import homes, loading, parts, peers, pins, transfers
+from comfy_parallel.weights.parts import Part, apart
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import CHUNK, Driver, Stream, stand_in_driver, stand_in_stream
@@ -66,7 +67,7 @@ def pairs(module: nn.Linear) -> list[tuple[Any, homes.Home]]:
 def copy(store: Store, module: nn.Linear) -> None:
     """As if the CPU were the GPU that the module moves to."""
     with transfers.complete():
-        transfers.move(transfers.parts(pairs(module)), CPU, store.may_pin)
+        transfers.move(apart(pairs(module)), CPU, store.may_pin)
     assert bits(module.weight) == bits(numbers(ROWS, 4))
     assert bits(module.bias) == bits(numbers(ROWS))
 
@@ -97,7 +98,7 @@ def test_all_is_copied_from_chunks_that_are_pinned_once(
 def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store, module: nn.Linear) -> None:
     with transfers.complete():
         with transfers.complete():
-            transfers.move(transfers.parts(pairs(module)), CPU, store.may_pin)
+            transfers.move(apart(pairs(module)), CPU, store.may_pin)
         assert stream.waits == 0
     assert stream.waits == 1
 
@@ -105,10 +106,10 @@ def test_copies_are_waited_for_once(driver: Driver, stream: Stream, store: Store
 def test_they_are_waited_for_after_an_error(
     driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
+    monkeypatch.setattr(parts, "_FIRST", 1)
 
-    def told() -> Iterator[transfers.Part]:
-        yield transfers.parts(pairs(module))[0]
+    def told() -> Iterator[Part]:
+        yield apart(pairs(module))[0]
         raise RuntimeError("not this one")
 
     with pytest.raises(RuntimeError, match="not this one"), transfers.complete():
@@ -134,25 +135,13 @@ def test_each_part_finds_room_that_is_free(
         free_at_copy.append(tuple(room() is None for room in rooms))
         foreach_copy(*args, **options)
 
-    monkeypatch.setattr(transfers, "_FIRST_PART", 1)
-    monkeypatch.setattr(transfers, "_SMALL", 1)
+    monkeypatch.setattr(parts, "_FIRST", 1)
+    monkeypatch.setattr(parts, "_SMALL", 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", watched_empty)
         patch.setattr(torch, "_foreach_copy_", watched_copy)
         copy(store, module)
     assert list(dict.fromkeys(free_at_copy)) == [(True,), (True, True)]
-
-
-def test_parts_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "_FIRST_PART", 1024)
-    monkeypatch.setattr(transfers, "_LARGEST_PART", 4096)
-    monkeypatch.setattr(transfers, "_SMALL", 600)
-    weights: Any = [(number, SimpleNamespace(size=700 if number % 2 else 7)) for number in range(12)]
-    parts = transfers.parts(weights)
-    assert [len(part.homes) for part in parts] == [2, 3, 5, 2]
-    assert [(part.large, part.small) for part in parts] == [(1024, 512), (1024, 1024), (3072, 1024), (1024, 512)]
-    assert [pair for part in parts for pair in zip(part.parameters, part.homes, strict=True)] == weights
-    assert transfers.parts([]) == []
 
 
 def test_weights_are_copied_where_there_is_no_room_for_all_at_once(
@@ -311,7 +300,7 @@ def test_conversions_are_pinned_but_count_once(
     with entered(slot):
         half.load_state_dict(read(store, path))
         with transfers.complete():
-            transfers.move(transfers.parts(pairs(half)), CPU, store.may_pin)
+            transfers.move(apart(pairs(half)), CPU, store.may_pin)
         assert bits(half.weight) == bits(numbers(ROWS, 4, dtype=torch.float16))
         (file,) = store.files()
         assert file.pinned_bytes > 0

@@ -61,6 +61,41 @@ class CPTLoadTimes(Observing):
         return {"ui": {"value": [found]}}
 
 
+class CPTUnloadPart(Observing):
+    """Unloads half of a model from the slot's GPU, as ComfyUI does where memory is short, and hands it on."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "unload"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def unload(self, model: Any) -> dict[str, Any]:
+        import torch
+
+        manager, device = comfy.model_management, model.load_device
+        manager.load_models_gpu([model])
+        before, allocated, whole = content(model.model), torch.cuda.memory_allocated(device), model.loaded_size()
+        others = [loaded for loaded in manager.current_loaded_models if loaded.model is not model]
+        manager.free_memory(manager.get_free_memory(device) + whole // 2, device, keep_loaded=others)
+        told = {
+            "size": whole,
+            "loaded": model.loaded_size(),
+            "given_back": allocated - torch.cuda.memory_allocated(device),
+            "is_unchanged": content(model.model) == before,
+        }
+        return {"ui": {"value": [told]}, "result": (model,)}
+
+
+def content(model: Any) -> list[str]:
+    """A hash of each parameter."""
+    import torch
+
+    weights = (parameter.detach().cpu().contiguous().view(-1).view(torch.uint8) for parameter in model.parameters())
+    return [hashlib.sha256(weight.numpy()).hexdigest() for weight in weights]
+
+
 class CPTLoadedModules(Observing):
     """What ComfyUI has set on a model's modules after each of some loads: of the model, with a LoRA, with a callback."""
 
@@ -166,4 +201,4 @@ async def weights(request: web.Request) -> web.Response:
     return web.json_response(digests() if "comfy_parallel.weights.store" in sys.modules else {})
 
 
-NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules)}
+NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules, CPTUnloadPart)}
