@@ -22,6 +22,7 @@ class Block:
     Attributes:
         stretches: of the region's bytes, that are copied as they are.
         size: in bytes.
+        layout: equal for blocks of the same bytes in the same places, if they are of the same region.
     """
 
     def __init__(self, sources: Sequence[Home]) -> None:
@@ -51,6 +52,7 @@ class Block:
             self.size += home.size
             last = offset + home.size
         self._end_stretch(first, last)
+        self.layout = (self.size, tuple(self._starts), tuple(self.stretches))
 
     def memory(self, device: Any) -> Any:
         import torch

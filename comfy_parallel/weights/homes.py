@@ -1,13 +1,13 @@
 """Parameters that are shared tensors, and those on a device that are unchanged copies of one.
 
-The way back costs nothing, and other GPUs may copy from them.
+The way back costs nothing, and other slots may copy from them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from operator import sub
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -19,12 +19,27 @@ HOME = "comfy_parallel_home"  # of a parameter, as an attribute
 Place = tuple[Region, Span]
 
 
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """Copies on a device that were made together.
+
+    Attributes:
+        event: of CUDA, after which they are complete.
+        layout: how they lie in memory that they alone have; None where each has its own.
+        is_whole: whether all of them still are there, unchanged.
+    """
+
+    event: Any
+    layout: Hashable = None
+    is_whole: bool = True
+
+
 class Home:
     """The shared tensor that a parameter is an alias of, or a copy of.
 
     Attributes:
         copy_address: where its copy on a device lies; 0 while it is an alias.
-        arrival: the event on the device after which the copy is complete; None where others may not copy from it.
+        arrival: of the copy; None where others may not copy from it.
         is_listed: among those that others may copy from.
         holders: all that are, of the same place.
         size: in bytes.
@@ -37,7 +52,7 @@ class Home:
         self.place = region, span = place_of(tensor)
         self.address = tensor.data_ptr()
         self.copy_address = 0
-        self.arrival: Any = None
+        self.arrival: Arrival | None = None
         self.is_listed = False
         self.size = tensor.nbytes
         with _lock:
@@ -91,12 +106,14 @@ def home_at(parameter: Any, shared_data: Callable[[Any], Any]) -> Home | None:
     return home
 
 
-def remember(parameter: Any, home: Home, arrival: Any) -> None:
-    """Say that a parameter is a copy of a shared tensor, or will be one after a CUDA event.
+def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
+    """Say that a parameter is a copy of a shared tensor, or will be one with this arrival.
 
     Args:
-        arrival: that event; None where others may not copy from it.
+        arrival: None where others may not copy from it.
     """
+    if home.arrival is not None:
+        home.arrival.is_whole = False
     home.arrival = arrival  # first: others look at the parameter at any time
     home.copy_address = parameter.data_ptr()
     setattr(parameter, HOME, home)
@@ -125,65 +142,65 @@ def send_home(parameter: Any) -> None:
     if home is not None:
         parameter.data = home.tensor  # Who copies from it keeps its memory until that is done.
         home.copy_address = 0
+        if home.arrival is not None:
+            home.arrival.is_whole = False
         home.arrival = None
 
 
 def forget(parameter: Any) -> None:
     """Call this before a parameter is written to or replaced: GPUs that copy from it finish first."""
     with _lock:
-        had_home = hasattr(parameter, HOME)
-        if had_home:
+        home: Home | None = getattr(parameter, HOME, None)
+        if home is not None:
+            if home.arrival is not None:
+                home.arrival.is_whole = False
             delattr(parameter, HOME)
-    if had_home and parameter.device.type == "cuda":
+    if home is not None and parameter.device.type == "cuda":
         peers.wait_for_readers(parameter.device.index)
 
 
 def is_lent(homes: Sequence[Home], target: int) -> bool:
-    """Whether another GPU has some of these, from which that GPU gets them faster: a look at a few of them."""
+    """Whether a GPU has some of these, from which that GPU gets them faster than from RAM: a look at a few of them."""
     return any(_lender(homes[number], target) is not None for number in {0, len(homes) // 2, len(homes) - 1})
 
 
-def borrow(homes: Sequence[Home], copies: Sequence[Any]) -> dict[int, Any]:
-    """Queue copies of these homes to the tensors in `copies` from parameters on other GPUs, where that is fast.
+def borrow(homes: Sequence[Home], copies: Sequence[Any], layout: Hashable = None) -> dict[int, Any]:
+    """Queue copies of these homes to the tensors in `copies` from parameters that are on a GPU, where that is fast.
 
     A parameter whose own copy is still under way is copied from as soon as that is complete, so that slots that load
     the same at the same time read it once.
 
+    Args:
+        layout: how the copies lie in memory that they alone have.
+
     Returns what is copied from, by its number, to be kept until that is done. The others are not copied.
     """
-    found: dict[int, Any] = {}
-    arrivals: dict[int, Any] = {}
-    if not is_lent(homes, copies[0].device.index):
-        return found
+    target = copies[0].device.index
+    if not is_lent(homes, target):
+        return {}
     with _lock:
-        for number, (home, copy) in enumerate(zip(homes, copies, strict=True)):
-            lender = _lender(home, copy.device.index)
-            if lender is not None:
-                found[number], arrivals[number] = lender
-        pairs = [(source, copies[number]) for number, source in found.items()]
-        if len(found) == len(copies) > 1 and (whole := _memory_of(pairs)) is not None:
-            pairs = [whole]
-        peers.copy(pairs, arrivals.values())
-    return found
+        whole = _lender(homes[0], target)
+        if layout is not None and whole is not None and whole[1].is_whole and whole[1].layout == layout:
+            peers.copy([(_memory_of(whole[0]), _memory_of(copies[0]))], [whole[1].event])
+            return dict.fromkeys(range(len(homes)), whole[0])
+        lenders = [_lender(home, target) for home in homes]
+        found = {number: lender for number, lender in enumerate(lenders) if lender is not None}
+        pairs = [(source, copies[number]) for number, (source, _) in found.items()]
+        peers.copy(pairs, {arrival.event for _, arrival in found.values()})
+    return {number: source for number, (source, _) in found.items()}
 
 
-def _memory_of(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any] | None:
-    """All bytes of the memory that the first ones of these pairs lie in, and all of the second ones'; None unless they
-    lie in both in the same way."""
+def _memory_of(tensor: Any) -> Any:
+    """All bytes of the memory that it lies in."""
     import torch
 
-    sources, targets = zip(*pairs, strict=True)
-    storages = sources[0].untyped_storage(), targets[0].untyped_storage()
-    distances = set(map(sub, map(torch.Tensor.data_ptr, sources), map(torch.Tensor.data_ptr, targets)))
-    if distances != {storages[0].data_ptr() - storages[1].data_ptr()} or storages[0].nbytes() != storages[1].nbytes():
-        return None
     with torch.inference_mode():
-        source, target = (torch.empty(0, dtype=torch.uint8, device=one.device).set_(one) for one in storages)
-    return source, target
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def _lender(home: Home, target: int) -> tuple[Any, Any] | None:
-    """The numbers of a parameter on another GPU, and when they are there."""
+def _lender(home: Home, target: int) -> tuple[Any, Arrival] | None:
+    """The numbers of a parameter on a GPU, on the target itself if there is one, and when they arrive."""
+    found = None
     for holder in home.holders:
         parameter = holder()
         own: Home | None = getattr(parameter, HOME, None)
@@ -194,5 +211,7 @@ def _lender(home: Home, target: int) -> tuple[Any, Any] | None:
         is_copy = data.is_cuda and own.copy_address == data.data_ptr()
         arrival = own.arrival
         if is_copy and arrival is not None and peers.is_faster_than_ram(data.device.index, target):
-            return data, arrival
-    return None
+            if data.device.index == target:
+                return data, arrival
+            found = found or (data, arrival)
+    return found

@@ -104,7 +104,7 @@ class _Again:
         self._plan, self._patched = plan, patched
         self._get_same: Any = itemgetter(*same)
         self._elsewhere = [number for number in same if _may_be_elsewhere(*modules[number], plan.done)]
-        self._names = [marks.names for marks in same.values()]
+        self._counts = [len(marks.names) for marks in same.values()]
         self._gets = [marks.get for marks in same.values()]
         self._values = list(chain.from_iterable(marks.before for marks in same.values()))
         self._types = list(map(type, self._values))
@@ -113,10 +113,15 @@ class _Again:
         if plan is not self._plan or patched != self._patched:
             return False
         attributes = list(map(vars, self._get_same(modules)))
-        if list(map(tuple, attributes)) != self._names:
+        try:
+            values = list(chain.from_iterable(map(call, self._gets, attributes)))
+        except KeyError:
             return False
-        values = list(chain.from_iterable(map(call, self._gets, attributes)))
-        is_equal = list(map(type, values)) == self._types and values == self._values  # Tensors do not compare.
+        is_equal = (
+            list(map(len, attributes)) == self._counts
+            and list(map(type, values)) == self._types  # Tensors do not compare.
+            and values == self._values
+        )
         return is_equal and all(loading.is_on(modules[number], device) for number in self._elsewhere)
 
 

@@ -65,8 +65,8 @@ def apart(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
 def batches(parts: Iterable[Part], target: int) -> Iterator[Iterator[list[Part]]]:
     """Parts to be copied to a GPU together; the body copies each batch before it asks for the next one.
 
-    What neither another GPU has nor another load is about to copy comes first, so that slots that load the same at the
-    same time each read a share of it from RAM, and the rest from each other.
+    What neither a GPU has nor another load is about to copy comes first, so that slots that load the same at the same
+    time each read a share of it from RAM, and the rest from each other.
     """
     load = object()
     mine: list[Place] = []

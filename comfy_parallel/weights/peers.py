@@ -1,10 +1,10 @@
-"""Copies from one GPU to another."""
+"""Copies from one GPU to another, or to another slot's memory on the same one."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _PROBE = 64 << 20
@@ -12,25 +12,26 @@ _ROUNDS = 3
 _streams: dict[tuple[int, int], Any] = {}
 
 
-def copy(pairs: Iterable[tuple[Any, Any]], arrivals: Iterable[Any]) -> None:
-    """Queue copies from tensors to tensors on another GPU, whose current stream waits for them.
+def copy(pairs: Iterable[tuple[Any, Any]], events: Collection[Any]) -> None:
+    """Queue copies from tensors on GPUs to tensors on another GPU or the same one, whose current stream waits for them.
 
     Args:
-        arrivals: the CUDA events after which the sources are complete.
+        events: of CUDA, after which the sources are complete.
     """
     import torch
 
     by_devices: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
     for source, target in pairs:
         by_devices.setdefault((source.device.index, target.device.index), []).append((source, target))
-    events = set(arrivals)
     for devices, together in by_devices.items():
-        stream = _stream(*devices)
+        stream, own = _stream(*devices), torch.cuda.current_stream(devices[1])
+        stream.wait_stream(own)
         for event in events:
             stream.wait_event(event)
         with torch.cuda.stream(stream), torch.inference_mode():  # Tensors of both kinds may be written to.
             sources, targets = zip(*together, strict=True)
             torch._foreach_copy_(targets, sources, non_blocking=True)
+        own.wait_stream(stream)
 
 
 def wait_for_readers(source: int) -> None:
@@ -51,10 +52,12 @@ def _stream(source: int, target: int) -> Any:
 
 @functools.cache
 def is_faster_than_ram(source: int, target: int) -> bool:
-    """Whether a GPU gets bytes faster from that other GPU than from pinned memory, by measuring it once."""
+    """Whether a GPU gets bytes faster from that one than from pinned memory, by measuring it once."""
     import torch
 
-    if source == target or not torch.cuda.can_device_access_peer(target, source):
+    if source == target:
+        return True
+    if not torch.cuda.can_device_access_peer(target, source):
         return False
     here, there = (torch.empty(_PROBE, dtype=torch.uint8, device=f"cuda:{index}") for index in (target, source))
     pinned = torch.empty(_PROBE, dtype=torch.uint8, pin_memory=True)

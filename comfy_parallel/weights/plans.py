@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, repeat
-from operator import attrgetter, getitem, is_, methodcaller
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -105,20 +105,20 @@ _home = attrgetter(homes.HOME)
 _grad = attrgetter("grad")
 _attributes = attrgetter("__dict__")
 _values = methodcaller("values")
+_tables = itemgetter("_modules", "_parameters", "_state_dict_hooks", "_state_dict_pre_hooks", "_buffers")
+_lasting = itemgetter(slice(4))  # Buffers may be other tensors every time.
 
 
 def _build(modules: Sequence[Any]) -> list[Any]:
     """What the modules are made of: the identities of all that they hold. One that is gone has left its place, so none
     there has its identity."""
-    attributes = list(map(_attributes, modules))
+    tables = list(map(_tables, map(_attributes, modules)))
+    flat = list(chain.from_iterable(tables))
     found: list[Any] = list(map(type, modules))
-    for kind in ("_modules", "_parameters", "_buffers", "_state_dict_hooks", "_state_dict_pre_hooks"):
-        held = list(map(getitem, attributes, repeat(kind)))
-        found += map(len, held)
-        filled = list(filter(None, held))
-        found += chain.from_iterable(filled)
-        if kind != "_buffers":  # which may be other tensors every time
-            found += map(id, chain.from_iterable(map(_values, filled)))
+    found += map(len, flat)
+    found += chain.from_iterable(filter(None, flat))
+    lasting = chain.from_iterable(map(_lasting, tables))
+    found += map(id, chain.from_iterable(map(_values, filter(None, lasting))))
     return found
 
 

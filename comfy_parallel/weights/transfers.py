@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
-from comfy_parallel.weights.homes import Home
+from comfy_parallel.weights.homes import Arrival, Home
 from comfy_parallel.weights.parts import Part, batches, room
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
@@ -77,11 +77,11 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
                     if rest:
                         left.append((part, copies, rest))
                     else:
-                        _take(part, copies, stream.record_event())
+                        _take(part, copies, stream)
             for part, copies, rest in left:
                 _stage(queued, rest, stream)
                 with turn():
-                    _take(part, copies, stream.record_event())
+                    _take(part, copies, stream)
 
 
 def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
@@ -103,7 +103,7 @@ def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
 
 
 def bytes_from(slot: Slot) -> dict[str, int]:
-    """How many bytes were copied to a slot's device, by what from: pinned memory, staging buffers or another GPU."""
+    """How many bytes were copied to a slot's device, by what from: pinned memory, staging buffers or a GPU."""
     counted = _queued.of(slot).bytes_from
     return {source: counted[source] for source in ("pinned", "staged", "peer")}
 
@@ -140,7 +140,7 @@ def _allocate(tensors: list[Any], device: Any) -> list[Any]:
 
 
 class _Left(NamedTuple):
-    """Bytes that neither another GPU nor pinned memory has."""
+    """Bytes that neither a GPU nor pinned memory has."""
 
     source: Any
     target: Any
@@ -149,15 +149,15 @@ class _Left(NamedTuple):
 def _queue(
     queued: _Queued, part: Part, stream: Any, may_pin: Callable[[int], bool]
 ) -> tuple[Sequence[Any], list[_Left]]:
-    """Queue copies from other GPUs and from pinned memory. Returns them all, and what of them is left to copy."""
+    """Queue copies from GPUs and from pinned memory. Returns them all, and what of them is left to copy."""
     sources, block = part.homes, part.block
     if block is None:
         copies = _allocate([home.tensor for home in sources], stream.device)
     else:
         memory = block.memory(stream.device)
         copies = block.weights(memory)
-    queued.sources += [home.tensor for home in sources]
-    lent = homes.borrow(sources, copies)
+    queued.sources.append(sources)
+    lent = homes.borrow(sources, copies, None if block is None else block.layout)
     if block is not None and not lent:
         region, targets = sources[0].place[0], block.bytes_of(memory)
         return copies, _queue_pinned(region, block.stretches, targets, stream, may_pin)
@@ -193,7 +193,8 @@ def _stage(queued: _Queued, left: Sequence[_Left], stream: Any) -> None:
         queued.bytes_from["staged"] += target.nbytes
 
 
-def _take(part: Part, copies: Sequence[Any], arrival: Any) -> None:
+def _take(part: Part, copies: Sequence[Any], stream: Any) -> None:
+    arrival = Arrival(stream.record_event(), None if part.block is None else part.block.layout)
     for parameter, home, copy in zip(part.parameters, part.homes, copies, strict=True):
         parameter.data = copy
         homes.remember(parameter, home, arrival)

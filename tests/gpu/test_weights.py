@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import blocks, homes, loading, peers, pins, plans, transfers
+from comfy_parallel.weights import blocks, homes, loading, parts, peers, pins, plans, transfers
 from comfy_parallel.weights.memory import is_shared
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store
@@ -214,6 +214,51 @@ def test_many_slots_load_at_once(store: Store, path: str, num_gpus: int) -> None
     assert all(sum(transfers.bytes_from(slot).values()) == 20 * SIZE for slot in many)
 
 
+def test_slots_that_load_at_once_copy_from_each_other(
+    store: Store, tmp_path: Path, num_gpus: int, peers_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still on its way to another GPU, or to another slot of the same GPU, too."""
+    for limit in ((blocks, "_LARGEST"), (parts, "_LARGEST"), (pins, "CHUNK")):
+        monkeypatch.setattr(*limit, 16 << 20)
+    many = make_slots(*(f"cuda:{index % num_gpus}" for index in range(4)))
+    expected = {f"{number}": numbers(1 << 20, 4, start=float(number)) for number in range(24)}
+    views = read(store, write(tmp_path / "many.safetensors", **expected))
+    together = threading.Barrier(len(many))
+    rounds = 5
+
+    def load(slot: Slot) -> None:
+        device = torch.device(slot.device)
+        model = model_of(store, views, slot)
+        for _ in range(rounds):
+            model.to("cpu")
+            together.wait(60)
+            with transfers.complete():
+                plans.load_ahead(store, model, device, ())
+            together.wait(60)
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, expected[name[1:]].to(device)), name
+
+    def load_in(slot: Slot) -> None:
+        with entered(slot), torch.cuda.device(slot.device):
+            load(slot)
+
+    with ThreadPoolExecutor(len(many)) as pool:
+        list(pool.map(load_in, many))
+    counted = [transfers.bytes_from(slot) for slot in many]
+    size = rounds * sum(tensor.nbytes for tensor in expected.values())
+    assert [sum(one.values()) for one in counted] == [size] * len(many)
+    assert size <= sum(one["pinned"] for one in counted) < 2 * size, "one slot reads what all of them need"
+
+
+def model_of(store: Store, views: dict[str, torch.Tensor], slot: Slot) -> nn.Module:
+    """One whose parameters are what all slots share."""
+    model = nn.Module()
+    for name, view in views.items():
+        shared = store.shared(view, view.dtype, slot.index, must_align=False)
+        model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
+    return model
+
+
 def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
     store: Store, tmp_path: Path, two_slots: tuple[Slot, ...]
 ) -> None:
@@ -223,11 +268,8 @@ def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
     models = []
     for slot in two_slots:  # the first from RAM, the second from the first's GPU
         device = torch.device(slot.device)
-        model = nn.Module()
         with entered(slot):
-            for name in expected:
-                shared = store.shared(views[name], torch.float32, slot.index, must_align=False)
-                model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
+            model = model_of(store, views, slot)
             for _ in range(2):
                 model.to("cpu")
                 with transfers.complete():

@@ -134,7 +134,7 @@ def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
     model = model_of(store, tmp_path / "a.safetensors", *weights)
     lent = [-weight for weight in weights[:3]]
 
-    def lend(sources: Any, copies: Any) -> dict[int, Any]:
+    def lend(_sources: Any, copies: Any, _layout: Any) -> dict[int, Any]:
         for copy, tensor in zip(copies, lent, strict=False):
             copy.copy_(tensor)
         return dict(enumerate(lent))
@@ -145,18 +145,13 @@ def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
     assert transfers.bytes_from(slot)["peer"] == sum(tensor.nbytes for tensor in lent)
 
 
-def test_blocks_that_are_alike_are_copied_as_one() -> None:
-    sources, targets = torch.arange(100.0), torch.zeros(100)
-    pairs = [(sources[start : start + 10], targets[start : start + 10]) for start in (0, 30, 90)]
-    whole = homes._memory_of(pairs)
-    assert whole is not None
-    source, target = whole
-    with torch.inference_mode():
-        target.copy_(source)
-    assert torch.equal(sources, targets)
-    assert homes._memory_of([*pairs, (sources[10:20], targets[20:30])]) is None, "it lies elsewhere in the other"
-    assert homes._memory_of([*pairs, (torch.zeros(10), targets[10:20])]) is None, "one is of another block"
-    assert homes._memory_of([(sources[:10], torch.zeros(200)[:10])]) is None, "the other block is larger"
+def test_blocks_of_the_same_bytes_in_the_same_places_are_alike(store: Store, tmp_path: Path) -> None:
+    weights = sample()
+    ((one, pairs),) = blocks_of(model_of(store, tmp_path / "a.safetensors", *weights))
+    ((again, _),) = blocks_of(model_of(store, tmp_path / "b.safetensors", *weights))
+    assert one.layout == again.layout
+    for others in (pairs[1:], pairs[:-1], pairs[:3] + pairs[4:]):
+        assert blocks.Block([home for _, home in others]).layout != one.layout
 
 
 def test_a_weight_alone_is_in_no_block(store: Store, tmp_path: Path, slot: Slot) -> None:

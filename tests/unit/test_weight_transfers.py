@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -383,22 +383,22 @@ class Queued:
     pairs: list[Any] = field(default_factory=list)
     events: set[Any] = field(default_factory=set)
 
-    def copy(self, pairs: Iterable[Any], arrivals: Iterable[Any]) -> None:
+    def copy(self, pairs: Iterable[Any], events: Collection[Any]) -> None:
         self.pairs += pairs
-        self.events |= set(arrivals)
+        self.events |= set(events)
 
 
 @pytest.fixture
 def queued(monkeypatch: pytest.MonkeyPatch) -> Queued:
     queued = Queued()
     monkeypatch.setattr(peers, "copy", queued.copy)
-    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: source != target)
+    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: target < 2)
     return queued
 
 
-def lent(tensor: Any, gpu: int, arrival: Any) -> OnGpu:
+def lent(tensor: Any, gpu: int, event: Any) -> OnGpu:
     parameter = OnGpu(tensor, gpu)
-    homes.remember(parameter, homes.Home(tensor), arrival)
+    homes.remember(parameter, homes.Home(tensor), homes.Arrival(event))
     return parameter
 
 
@@ -411,7 +411,7 @@ def test_another_gpu_is_copied_from_after_its_own_copy(queued: Queued, module: n
     assert not homes.is_lent([homes.Home(tensor)], 1)
     holder = lent(tensor, 0, "event")
     assert homes.is_lent([homes.Home(tensor)], 1)
-    assert not homes.is_lent([homes.Home(tensor)], 0)
+    assert not homes.is_lent([homes.Home(tensor)], 2)
     assert homes.borrow([homes.Home(tensor)], [target]) == {0: holder.data}
     assert (queued.pairs, queued.events) == ([(holder.data, target)], {"event"})
 
@@ -425,7 +425,7 @@ def test_a_copy_that_is_made_again_is_copied_from_after_that(queued: Queued, mod
     assert homes.borrow([home], [copy]) == {}, "it is at home"
     holder.data = data
     assert homes.borrow([home], [copy]) == {}, "nobody has said yet that it is a copy"
-    homes.remember(holder, home, "second")
+    homes.remember(holder, home, homes.Arrival("second"))
     assert homes.borrow([home], [copy]) == {0: data}
     assert queued.events == {"second"}
     homes.remember(holder, home, None)
@@ -436,15 +436,70 @@ def test_a_parameter_that_comes_and_goes_is_listed_once(queued: Queued, module: 
     tensor = module.weight.data
     holder = lent(tensor, 0, "event")
     for _ in range(3):
-        homes.remember(holder, homes.Home(tensor), "event")
+        homes.remember(holder, homes.Home(tensor), homes.Arrival("event"))
     region, span = homes.place_of(tensor)
     assert len(homes._holders[region][span]) == 1
 
 
-def test_only_the_same_numbers_on_another_gpu_are_taken(queued: Queued, module: nn.Linear) -> None:
+def leave_alone(_holder: OnGpu) -> None:
+    pass
+
+
+def copy_again(holder: OnGpu) -> None:
+    home = homes.home_of(holder)
+    assert home is not None
+    homes.remember(holder, home, homes.Arrival("another"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "layout", "expected"),
+    [
+        (leave_alone, "alike", "whole"),
+        (leave_alone, "other", [0, 1]),
+        (leave_alone, None, [0, 1]),
+        (homes.forget, "alike", [0]),
+        (homes.send_home, "alike", [0]),
+        (copy_again, "alike", [0, 1]),
+    ],
+    ids=["", "other-layout", "no-block", "forgotten", "home", "again"],
+)
+def test_a_block_is_copied_as_one_while_all_of_it_is_there(
+    queued: Queued,
+    module: nn.Linear,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Any], None],
+    layout: str | None,
+    expected: Any,
+) -> None:
+    monkeypatch.setattr(homes, "_memory_of", id)
+    monkeypatch.setattr(peers, "wait_for_readers", lambda gpu: None)
+    sources, targets = [homes.Home(one.data) for one in (module.weight, module.bias)], [target_on(1), target_on(1)]
+    arrival = homes.Arrival("event", "alike")
+    holders = [OnGpu(one.data, 0) for one in (module.weight, module.bias)]
+    for holder, home in zip(holders, sources, strict=True):
+        homes.remember(holder, home, arrival)
+    happens(holders[1])
+    found = homes.borrow(sources, targets, layout)
+    if expected == "whole":
+        assert queued.pairs == [(id(holders[0].data), id(targets[0]))]
+        assert found == {0: holders[0].data, 1: holders[0].data}
+        assert queued.events == {"event"}
+    else:
+        assert queued.pairs == [(holders[number].data, targets[number]) for number in expected]
+        assert found == {number: holders[number].data for number in expected}
+
+
+def test_a_slot_on_the_same_gpu_is_copied_from_first(queued: Queued, module: nn.Linear) -> None:
+    tensor = module.weight.data
+    holders = [lent(tensor, gpu, gpu) for gpu in (0, 1, 0)]
+    for target, expected in ((0, holders[0]), (1, holders[1])):
+        assert homes.borrow([homes.Home(tensor)], [target_on(target)]) == {0: expected.data}
+
+
+def test_only_the_same_numbers_are_taken_and_where_that_is_fast(queued: Queued, module: nn.Linear) -> None:
     weight = module.weight.data
     holder = lent(weight, 0, "event")
-    assert homes.borrow([homes.Home(weight)], [target_on(0)]) == {}, "it is the same GPU"
+    assert homes.borrow([homes.Home(weight)], [target_on(2)]) == {}, "RAM is faster"
     assert homes.borrow([homes.Home(module.bias.data)], [target_on(1)]) == {}
     assert homes.borrow([homes.Home(weight.view(torch.int32))], [target_on(1)]) == {}
     assert homes.borrow([homes.Home(weight)], [target_on(1)]) == {0: holder.data}
