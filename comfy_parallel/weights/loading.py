@@ -6,6 +6,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
+from operator import contains
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slot import SlotLocal, current_slot
@@ -156,7 +158,7 @@ def move_as_torch_does(modules: Sequence[Any]) -> bool:
 
     kinds: set[Any] = set(map(type, modules))
     is_torchs = all(kind._apply is torch.nn.Module._apply for kind in kinds)
-    return is_torchs and not any("_apply" in module.__dict__ for module in modules)
+    return is_torchs and not any(map(contains, map(vars, modules), repeat("_apply")))
 
 
 def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any) -> list[tuple[Any, Home]]:

@@ -89,17 +89,15 @@ def batches(parts: Iterable[Part], target: int) -> Iterator[Iterator[list[Part]]
                 del _claimed[place]
 
 
-def room(batch: Iterable[Part], device: Any) -> list[Any]:
-    """Memory for a batch. Let go of it, and torch's allocator cuts tensors from there, without the driver."""
+def make_room(batch: Iterable[Part], device: Any) -> None:
+    """Let torch's allocator have memory for a batch, from which it cuts tensors without asking the driver again."""
     import torch
 
     large, small = sum(part.large for part in batch), sum(part.small for part in batch)
     try:
-        sizes = [large, *[_SMALL] * -(-small // _SMALL)]
-        return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+        [torch.empty(size, dtype=torch.uint8, device=device) for size in (large, *[_SMALL] * -(-small // _SMALL))]
     except torch.OutOfMemoryError:
         logger.debug("no room on %s for a batch at once", device)
-        return []
 
 
 def _large_and_small(size: int) -> tuple[int, int]:

@@ -64,13 +64,16 @@ class Plan:
         self._modules = list(map(ref, modules))
         self._build = _build(modules)
         self._parameters = list(map(ref, parameters))
-        self._layout = _layout(parameters)
+        self._dtypes = list(map(_dtype, parameters))
         self._homes = [ref(home) for part in parts for home in part.homes]
         self._parts = [part._replace(parameters=(), homes=()) for part in parts]
         self._lengths = [len(part.homes) for part in parts]
 
     def found(self, patched: Collection[str]) -> tuple[list[Any], list[Part]] | None:
         """The modules, and the parts to copy; None where the model has changed."""
+        import torch
+
+        is_set_to: Any = torch.Tensor.is_set_to
         modules = [one() for one in self._modules]
         parameters = [one() for one in self._parameters]
         sources = [one() for one in self._homes]
@@ -79,10 +82,11 @@ class Plan:
                 self._patched == frozenset(patched)
                 and _build(modules) == self._build
                 and all(map(is_, map(_home, parameters), sources))
-                and _layout(parameters) == self._layout
+                and all(map(is_set_to, parameters, map(_tensor, sources)))
+                and list(map(_dtype, parameters)) == self._dtypes
                 and all(map(is_, map(_grad, parameters), repeat(None)))
             )
-        except (AttributeError, TypeError):  # one is gone, or is another kind of thing
+        except (AttributeError, TypeError, RuntimeError):  # one is gone, or is another kind of thing
             return None
         return (modules, list(self._filled(parameters, sources))) if is_current else None
 
@@ -103,6 +107,8 @@ def _parts(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
 
 _home = attrgetter(homes.HOME)
 _grad = attrgetter("grad")
+_dtype = attrgetter("dtype")
+_tensor = attrgetter("tensor")
 _attributes = attrgetter("__dict__")
 _values = methodcaller("values")
 _tables = itemgetter("_modules", "_parameters", "_state_dict_hooks", "_state_dict_pre_hooks", "_buffers")
@@ -119,18 +125,6 @@ def _build(modules: Sequence[Any]) -> list[Any]:
     found += chain.from_iterable(filter(None, flat))
     lasting = chain.from_iterable(map(_lasting, tables))
     found += map(id, chain.from_iterable(map(_values, filter(None, lasting))))
-    return found
-
-
-def _layout(parameters: Sequence[Any]) -> list[Any]:
-    """Where and how they lie."""
-    import torch
-
-    tensor = torch.Tensor
-    found: list[Any] = list(map(tensor.data_ptr, parameters))
-    found += map(tensor.size, parameters)
-    found += map(tensor.stride, parameters)
-    found += map(attrgetter("dtype"), parameters)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from comfy_parallel.slot import Slot, SlotLocal
 from comfy_parallel.weights import homes
 from comfy_parallel.weights.homes import Arrival, Home
-from comfy_parallel.weights.parts import Part, batches, room
+from comfy_parallel.weights.parts import Part, batches, make_room
 from comfy_parallel.weights.pins import Piece
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.turns import turn
@@ -68,12 +68,12 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
     queued.streams.add(stream)
     with batches(parts, stream.device.index) as cut:
         for batch in cut:
-            memory = room(batch, device)  # The driver needs no turn.
+            make_room(batch, device)
+            made = [(part, *_copies(part, stream.device)) for part in batch]  # This needs no turn.
             left = []
             with turn():
-                memory.clear()
-                for part in batch:
-                    copies, rest = _queue(queued, part, stream, may_pin)
+                for part, copies, memory in made:
+                    rest = _queue(queued, part, copies, memory, stream, may_pin)
                     if rest:
                         left.append((part, copies, rest))
                     else:
@@ -128,15 +128,18 @@ def copy_pinned(region: Any, spans: Sequence[Span], copies: Sequence[Any], piece
     _queued.get().bytes_from["pinned"] += sum(stop - start for _, start, stop in pieces)
 
 
-def _allocate(tensors: list[Any], device: Any) -> list[Any]:
-    """Memory for copies, for each in the mode of its tensor."""
+def _copies(part: Part, device: Any) -> tuple[Sequence[Any], Any]:
+    """Tensors for the copies, for each in the mode of its weight, and the memory of their block, if they lie in one."""
     import torch
 
-    copies = []
-    for is_inference, group in groupby(tensors, torch.Tensor.is_inference):
+    if part.block is not None:
+        memory = part.block.memory(device)
+        return part.block.weights(memory), memory
+    copies: list[Any] = []
+    for is_inference, group in groupby((home.tensor for home in part.homes), torch.Tensor.is_inference):
         with torch.inference_mode(is_inference):
             copies += [torch.empty_like(tensor, device=device) for tensor in group]
-    return copies
+    return copies, None
 
 
 class _Left(NamedTuple):
@@ -147,20 +150,19 @@ class _Left(NamedTuple):
 
 
 def _queue(
-    queued: _Queued, part: Part, stream: Any, may_pin: Callable[[int], bool]
-) -> tuple[Sequence[Any], list[_Left]]:
-    """Queue copies from GPUs and from pinned memory. Returns them all, and what of them is left to copy."""
+    queued: _Queued,
+    part: Part,
+    copies: Sequence[Any],
+    memory: Any,
+    stream: Any,
+    may_pin: Callable[[int], bool],
+) -> list[_Left]:
+    """Queue copies from GPUs and from pinned memory. Returns what is left to copy."""
     sources, block = part.homes, part.block
-    if block is None:
-        copies = _allocate([home.tensor for home in sources], stream.device)
-    else:
-        memory = block.memory(stream.device)
-        copies = block.weights(memory)
     queued.sources.append(sources)
     lent = homes.borrow(sources, copies, None if block is None else block.layout)
     if block is not None and not lent:
-        region, targets = sources[0].place[0], block.bytes_of(memory)
-        return copies, _queue_pinned(region, block.stretches, targets, stream, may_pin)
+        return _queue_pinned(sources[0].place[0], block.stretches, block.bytes_of(memory), stream, may_pin)
     queued.sources += lent.values()
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
@@ -169,7 +171,7 @@ def _queue(
         own = list(group)
         spans, targets = [sources[number].place[1] for number in own], [copies[number] for number in own]
         left += _queue_pinned(region, spans, targets, stream, may_pin)
-    return copies, left
+    return left
 
 
 def _queue_pinned(
