@@ -1,13 +1,13 @@
 """What weights cost: memory with 1 to N slots, and time to switch models, stock ComfyUI beside comfy_parallel.
 
     python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--only memory|loading]
-        [--models-dir DIR]
+        [--slots-per-gpu N] [--models-dir DIR]
 
 Memory is the host process's proportional set size after one image on each slot, with one model, after two models in
 turns, and after ten images more. On CPU slots a switch is a job that loads the other model and decodes one small
 latent image with its VAE. On GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own
 functions load and unload an SDXL and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots
-at once. The models are kept in --models-dir, if it is given.
+at once, of which a GPU has --slots-per-gpu. The models are kept in --models-dir, if it is given.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         else:
             models = gpu_models(options.comfyui, options.models_dir or Path(made))
             if options.only != "memory":
-                compare_loading(options.comfyui, models, devices)
+                compare_loading(options.comfyui, models, devices, options.slots_per_gpu)
             if options.only != "loading":
                 compare_memory(options.comfyui, models, devices, counts, GPU_MODELS)
 
@@ -68,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("comfyui", type=lambda text: Path(text).resolve())
     parser.add_argument("--devices", default="cpu,cpu,cpu,cpu")
     parser.add_argument("--models-dir", type=lambda text: Path(text).resolve(), help="of full-size models, on GPUs")
+    parser.add_argument("--slots-per-gpu", type=int, default=1, help="when models are loaded")
     parser.add_argument("--only", choices=("memory", "loading"), help="on GPUs")
     return parser.parse_args()
 
@@ -85,12 +86,16 @@ def gpu_models(comfyui: Path, models: Path) -> Path:
 
 
 @contextmanager
-def started(comfyui: Path, models: Path, devices: list[str], slots: str | None) -> Iterator[HostServer]:
+def started(
+    comfyui: Path, models: Path, devices: list[str], slots: str | None, slots_per_gpu: int = 1
+) -> Iterator[HostServer]:
     """A host on all of these devices, or, where `slots` is None, stock on the first."""
     is_cpu = devices[0] == "cpu"
     env = {} if is_cpu else {"OMP_NUM_THREADS": "4", "COMFY_PARALLEL_WEIGHTS": "map", "COMFY_PARALLEL_RAM_GB": RAM_GB}
     if not is_cpu and slots is None:
         env["CUDA_VISIBLE_DEVICES"] = devices[0].partition(":")[2]
+    elif not is_cpu:
+        env["COMFY_PARALLEL_SLOTS_PER_GPU"] = str(slots_per_gpu)
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "models").symlink_to(models, target_is_directory=True)
         args = without_front_end(Path(base) / "front_end")
@@ -176,17 +181,17 @@ def report_memory(rows: list[Memory], counts: list[int]) -> None:
 # Loading onto GPUs and unloading.
 
 
-def compare_loading(comfyui: Path, models: Path, devices: list[str]) -> None:
-    count = len(devices)
+def compare_loading(comfyui: Path, models: Path, devices: list[str], slots_per_gpu: int) -> None:
+    count = len(devices) * slots_per_gpu
     rows: list[tuple[str, str, dict[str, Any], float]] = []
     with started(comfyui, models, devices, None) as stock:
         for name in LOADED:
             rows.append((name, "stock", load_times(stock, name, None), 1))
-    with started(comfyui, models, devices, ",".join(devices)) as ours:
+    with started(comfyui, models, devices, ",".join(devices), slots_per_gpu) as ours:
         for name in LOADED:
             rows.append((name, "ours, from RAM", load_times(ours, name, 0), 1))
-            if count > 1:
-                rows.append((name, "ours, from another GPU", load_times(ours, name, 1), 1))
+            if len(devices) > 1:
+                rows.append((name, "ours, from another GPU", load_times(ours, name, slots_per_gpu), 1))
             free(ours)
             with ThreadPoolExecutor(count) as pool:
                 at_once = list(pool.map(lambda slot, name=name: load_times(ours, name, slot, count), range(count)))

@@ -26,6 +26,8 @@ _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
 _LEAST = 2  # Of fewer, `itemgetter` makes no tuple. Every module of torch has three: `training`, and two of its hooks'.
 
+_COMPARED = ("module", "build", "names", "types", "before", "after", "lists")  # Types first: True is 1.
+
 
 @dataclass(slots=True)
 class _Marks:
@@ -59,6 +61,10 @@ class _Marks:
             return False
         values = self.get(now)  # Their types are compared first: tensors do not compare.
         return tuple(map(type, values)) == self.types and bool(values == self.before)
+
+    def is_like(self, other: _Marks) -> bool:
+        """Whether the same was set on a module that was as before."""
+        return all(getattr(self, name) == getattr(other, name) for name in _COMPARED)
 
     def set_on(self, module: Any) -> None:
         attributes = vars(module)
@@ -193,10 +199,11 @@ def whole_load(
     with _leaving_out(found, patcher, device, seen) if found.left_out else nullcontext():
         yield
     for name, module, before in unpatched:
-        known.marks.pop(name, None)
+        old = known.marks.pop(name, None)
         if (new := _marks(module, before)) is not None:
             known.marks[name] = new
-            known.again = None  # More may be the same the next time.
+            if old is None or not new.is_like(old):
+                known.again = None  # It may be the same the next time.
 
 
 def _same(

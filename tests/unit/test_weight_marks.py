@@ -243,6 +243,17 @@ def test_modules_that_are_all_the_same_again_are_not_looked_at_one_by_one(
         assert load(patcher) == (["4"] if patcher.is_planned else list("01234"))
 
 
+def test_one_that_is_never_there_hinders_nobody(patcher: Patcher, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    patcher.model[2].register_buffer("sigmas", torch.zeros(3, device="meta"))
+    for _ in range(3):
+        with entered(slot):
+            assert load(patcher) == ["2", "4"]
+        patcher.unload()
+    monkeypatch.setattr(marks, "_same", lambda *args: {})
+    with entered(slot):
+        assert load(patcher) == (["2", "4"] if patcher.is_planned else list("01234"))
+
+
 def test_a_module_that_is_never_the_same_leaves_the_others_alone(patcher: Patcher, slot: Slot) -> None:
     for number in range(4):
         patcher.model[2].seen = number
