@@ -10,6 +10,7 @@ from typing import Any
 _PROBE = 64 << 20
 _ROUNDS = 3
 _streams: dict[tuple[int, int], Any] = {}
+_reads: dict[tuple[int, int], Any] = {}  # the last one's event, by GPU and by the stream that it was queued in
 
 
 def copy(pairs: Iterable[tuple[Any, Any]], events: Collection[Any]) -> None:
@@ -24,21 +25,20 @@ def copy(pairs: Iterable[tuple[Any, Any]], events: Collection[Any]) -> None:
     for source, target in pairs:
         by_devices.setdefault((source.device.index, target.device.index), []).append((source, target))
     for devices, together in by_devices.items():
-        stream, own = _stream(*devices), torch.cuda.current_stream(devices[1])
-        stream.wait_stream(own)
+        stream = _stream(*devices) if devices[0] != devices[1] else torch.cuda.current_stream(devices[0])
         for event in events:
             stream.wait_event(event)
         with torch.cuda.stream(stream), torch.inference_mode():  # Tensors of both kinds may be written to.
             sources, targets = zip(*together, strict=True)
-            torch._foreach_copy_(targets, sources, non_blocking=True)
-        own.wait_stream(stream)
+            torch._foreach_copy_(targets, sources, non_blocking=True)  # Between GPUs torch waits for both streams.
+        _reads[devices[0], stream.cuda_stream] = stream.record_event()
 
 
 def wait_for_readers(source: int) -> None:
     """Return when nobody copies from this GPU any more."""
-    for (from_gpu, _), stream in list(_streams.items()):
-        if from_gpu == source:
-            stream.synchronize()
+    for (gpu, _), event in list(_reads.items()):
+        if gpu == source:
+            event.synchronize()
 
 
 def _stream(source: int, target: int) -> Any:

@@ -173,11 +173,11 @@ def test_a_gpu_whose_copy_was_written_to_is_not_copied_from(
     assert transfers.bytes_from(two_slots[1])["peer"] == ROWS * 4
 
 
-def test_who_writes_waits_for_who_copies(
-    store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("reader", ["cuda:1", "cuda:0"])
+def test_who_writes_waits_for_who_copies(store: Store, path: str, peers_only: None, reader: str) -> None:
     """Writers and readers race for a while; every reader gets all of the file's numbers."""
-    expected = numbers(ROWS, 4).to("cuda:1")
+    two_slots = make_slots("cuda:0", reader)
+    expected = numbers(ROWS, 4).to(reader)
     wrong = []
     has_ended = threading.Event()
 
