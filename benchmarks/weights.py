@@ -243,7 +243,9 @@ def report_loading(rows: list[tuple[str, str, dict[str, Any], float]]) -> None:
             f"{slots * rate / load:7.1f}{rate / load / pinned:11.0%}"
             f"{stock_load / load:8.1f}{stock_unload / unload:10.1f}{switch:10.1f}"
         )
-    if (between := rows[-1][2]["peer_s_per_gib"]) is not None:
+    alone = next(times for _, what, times, _ in rows if what == "ours, from RAM")
+    if (between := alone["peer_s_per_gib"]) is not None:
+        pinned = GIB / 1e9 / alone["pinned_s_per_gib"]
         print(f"a plain copy: {pinned:.1f} GB/s from pinned memory, {GIB / 1e9 / between:.1f} GB/s from another GPU")
 
 
