@@ -25,7 +25,7 @@ from tests.gpu.conftest import MakeGpuServers
 from tests.host.server import HostServer
 from tests.host.test_parity import error_of, images_of
 from tests.host.workflows import Workflow, node, txt2img, with_loras
-from tests.unit.weight_samples import bits, numbers, read, torch_store, write
+from tests.unit.weight_samples import bits, model_of, numbers, read, torch_store, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
 
@@ -228,7 +228,7 @@ def test_slots_that_load_at_once_copy_from_each_other(
 
     def load(slot: Slot) -> None:
         device = torch.device(slot.device)
-        model = model_of(store, views, slot)
+        model = model_of(store, views, slot.index)
         for _ in range(rounds):
             model.to("cpu")
             together.wait(60)
@@ -250,15 +250,6 @@ def test_slots_that_load_at_once_copy_from_each_other(
     assert size <= sum(one["pinned"] for one in counted) < 2 * size, "one slot reads what all of them need"
 
 
-def model_of(store: Store, views: dict[str, torch.Tensor], slot: Slot) -> nn.Module:
-    """One whose parameters are what all slots share."""
-    model = nn.Module()
-    for name, view in views.items():
-        shared = store.shared(view, view.dtype, slot.index, must_align=False)
-        model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
-    return model
-
-
 def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
     store: Store, tmp_path: Path, two_slots: tuple[Slot, ...]
 ) -> None:
@@ -269,7 +260,7 @@ def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
     for slot in two_slots:  # the first from RAM, the second from the first's GPU
         device = torch.device(slot.device)
         with entered(slot):
-            model = model_of(store, views, slot)
+            model = model_of(store, views, slot.index)
             for _ in range(2):
                 model.to("cpu")
                 with transfers.complete():

@@ -16,7 +16,7 @@ from comfy_parallel.weights.homes import Home
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import Driver, stand_in_driver, stand_in_stream
-from tests.unit.weight_samples import bits, collect, numbers, read, slots_store, write
+from tests.unit.weight_samples import bits, collect, model_of, numbers, read, slots_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -43,16 +43,11 @@ def store(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     store.drop_unused()
 
 
-def model_of(store: Store, path: Path, *weights: Any, is_inference: bool = False) -> nn.Module:
-    """A module whose parameters are what all slots share."""
-    named = {f"{number:03}": weight for number, weight in enumerate(weights)}
-    views = read(store, write(path, **named))
-    model = nn.Module()
+def written(store: Store, path: Path, *weights: Any, is_inference: bool = False) -> nn.Module:
+    """A module with these weights, which are read from a file."""
+    views = read(store, write(path, **{f"{number:03}": weight for number, weight in enumerate(weights)}))
     with torch.inference_mode(is_inference):
-        for name, weight in named.items():
-            shared = store.shared(views[name], weight.dtype, 0, must_align=False)
-            model.register_parameter("p" + name, nn.Parameter(shared, requires_grad=False))
-    return model
+        return model_of(store, views)
 
 
 def sample(dtype: Any = torch.float32) -> list[Any]:
@@ -74,7 +69,7 @@ def blocks_of(model: nn.Module) -> list[tuple[blocks.Block, Any]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.uint8], ids=str)
 def test_each_copy_is_like_its_weight(store: Store, tmp_path: Path, slot: Slot, dtype: Any, is_inference: bool) -> None:
     weights = sample(dtype)
-    model = model_of(store, tmp_path / "a.safetensors", *weights, is_inference=is_inference)
+    model = written(store, tmp_path / "a.safetensors", *weights, is_inference=is_inference)
     copies = load(store, model, slot)
     for weight, copy in zip(weights, copies, strict=True):
         assert bits(copy) == bits(weight)
@@ -86,22 +81,22 @@ def test_each_copy_is_like_its_weight(store: Store, tmp_path: Path, slot: Slot, 
 
 def test_kinds_of_weights_do_not_mix(store: Store, tmp_path: Path, slot: Slot) -> None:
     weights = [weight for pair in zip(sample(), sample(torch.float16), strict=True) for weight in pair]
-    copies = load(store, model_of(store, tmp_path / "a.safetensors", *weights), slot)
+    copies = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
     assert [bits(copy) for copy in copies] == [bits(weight) for weight in weights]
     assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 2
 
 
 def test_each_begins_where_kernels_expect_it(store: Store, tmp_path: Path, slot: Slot) -> None:
-    copies = load(store, model_of(store, tmp_path / "a.safetensors", *sample(torch.float16)), slot)
+    copies = load(store, written(store, tmp_path / "a.safetensors", *sample(torch.float16)), slot)
     assert {(copy.data_ptr() - copy.untyped_storage().data_ptr()) % 256 for copy in copies} == {0}
 
 
 def test_what_follows_without_a_gap_is_one_copy(store: Store, tmp_path: Path) -> None:
-    ((block, pairs),) = blocks_of(model_of(store, tmp_path / "a.safetensors", *(numbers(64, 3) for _ in range(9))))
+    ((block, pairs),) = blocks_of(written(store, tmp_path / "a.safetensors", *(numbers(64, 3) for _ in range(9))))
     assert len(pairs) == 9
     assert [span.shape for span in block.stretches] == [(9 * 64 * 3 * 4,)]
     ((block, _),) = blocks_of(
-        model_of(store, tmp_path / "b.safetensors", numbers(64), numbers(3), numbers(64), numbers(64))
+        written(store, tmp_path / "b.safetensors", numbers(64), numbers(3), numbers(64), numbers(64))
     )
     assert [span.shape for span in block.stretches] == [(256 + 12,), (512,)]
 
@@ -109,7 +104,7 @@ def test_what_follows_without_a_gap_is_one_copy(store: Store, tmp_path: Path) ->
 def test_a_block_has_a_limit(store: Store, tmp_path: Path, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_LARGEST", 1000)
     weights = [numbers(100, start=float(i)) for i in range(7)] + [numbers(500)] + [numbers(10), numbers(11)]
-    model = model_of(store, tmp_path / "a.safetensors", *weights)
+    model = written(store, tmp_path / "a.safetensors", *weights)
     assert [len(pairs) for _, pairs in blocks_of(model)] == [2, 2, 2, 1, 1, 2]
     assert [bits(copy) for copy in load(store, model, slot)] == [bits(weight) for weight in weights]
 
@@ -120,7 +115,7 @@ def test_what_the_driver_refuses_goes_through_buffers(
 ) -> None:
     driver.refused = refused
     weights = [*sample(), numbers(5000), *sample()]
-    copies = load(store, model_of(store, tmp_path / "a.safetensors", *weights), slot)
+    copies = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
     assert [bits(copy) for copy in copies] == [bits(weight) for weight in weights]
     counted = transfers.bytes_from(slot)
     assert counted["staged"] > 0
@@ -131,7 +126,7 @@ def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
     store: Store, tmp_path: Path, slot: Slot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = sample()
-    model = model_of(store, tmp_path / "a.safetensors", *weights)
+    model = written(store, tmp_path / "a.safetensors", *weights)
     lent = [-weight for weight in weights[:3]]
 
     def lend(_sources: Any, copies: Any, _layout: Any) -> dict[int, Any]:
@@ -147,17 +142,17 @@ def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
 
 def test_blocks_of_the_same_bytes_in_the_same_places_are_alike(store: Store, tmp_path: Path) -> None:
     weights = sample()
-    ((one, pairs),) = blocks_of(model_of(store, tmp_path / "a.safetensors", *weights))
-    ((again, _),) = blocks_of(model_of(store, tmp_path / "b.safetensors", *weights))
+    ((one, pairs),) = blocks_of(written(store, tmp_path / "a.safetensors", *weights))
+    ((again, _),) = blocks_of(written(store, tmp_path / "b.safetensors", *weights))
     assert one.layout == again.layout
     for others in (pairs[1:], pairs[:-1], pairs[:3] + pairs[4:]):
         assert blocks.Block([home for _, home in others]).layout != one.layout
 
 
 def test_a_weight_alone_is_in_no_block(store: Store, tmp_path: Path, slot: Slot) -> None:
-    (alone,) = load(store, model_of(store, tmp_path / "a.safetensors", numbers(5)), slot)
+    (alone,) = load(store, written(store, tmp_path / "a.safetensors", numbers(5)), slot)
     assert not blocks.is_in_one(alone)
-    copies = load(store, model_of(store, tmp_path / "b.safetensors", *sample()), slot)
+    copies = load(store, written(store, tmp_path / "b.safetensors", *sample()), slot)
     assert all(map(blocks.is_in_one, copies))
 
 

@@ -18,7 +18,7 @@ from comfy_parallel.weights.parts import Part
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.weight_device import stand_in_driver, stand_in_stream
-from tests.unit.weight_samples import bits, let_go, numbers, read, slots_store, write
+from tests.unit.weight_samples import bits, let_go, model_of, numbers, read, slots_store, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -115,12 +115,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 def model(store: Store, tmp_path: Path) -> Iterator[nn.Module]:
     """In six blocks of one weight each."""
     expected = {str(number): numbers(8, start=float(number)) for number in range(6)}
-    views = read(store, write(tmp_path / "a.safetensors", **expected))
-    model = nn.Module()
-    for name in expected:
-        shared = store.shared(views[name], torch.float32, 0, must_align=False)
-        model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
-    del views, shared
+    model = model_of(store, read(store, write(tmp_path / "a.safetensors", **expected)))
     yield model
     let_go(store, model)
 

@@ -70,6 +70,15 @@ def read(store: Store, path: str) -> dict[str, Any]:
     return weights
 
 
+def model_of(store: Store, views: dict[str, Any], slot_index: int = 0) -> nn.Module:
+    """A module with parameters p… of a slot, which are what all slots share, in the order of their names."""
+    model = nn.Module()
+    for name, view in sorted(views.items()):
+        shared = store.shared(view, view.dtype, slot_index, must_align=False)
+        model.register_parameter(f"p{name}", nn.Parameter(shared, requires_grad=False))
+    return model
+
+
 def bits(tensor: Any) -> bytes:
     """A tensor's numbers, bit for bit."""
     flat = tensor.detach().contiguous().reshape(-1)
