@@ -69,7 +69,7 @@ def batches(parts: Iterable[Part], target: int) -> Iterator[Iterator[list[Part]]
     time each read a share of it from RAM, and the rest from each other.
     """
     load = object()
-    mine: list[Place] = []
+    mine: set[Place] = set()  # Two of a load's parts may have the same.
     later: list[Part] = []
 
     def first() -> Iterator[Part]:
@@ -78,7 +78,7 @@ def batches(parts: Iterable[Part], target: int) -> Iterator[Iterator[list[Part]]
             if homes.is_lent(part.homes, target) or not _claim(place, load):
                 later.append(part)
             else:
-                mine.append(place)
+                mine.add(place)
                 yield part
 
     try:
