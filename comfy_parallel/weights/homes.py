@@ -204,13 +204,14 @@ def _lender(home: Home, target: int) -> tuple[Any, Arrival] | None:
     for holder in home.holders:
         parameter = holder()
         own: Home | None = getattr(parameter, HOME, None)
-        if parameter is None or own is None or own.arrival is None:
+        if parameter is None or own is None or own.arrival is None or own.holders is not home.holders:
             continue
         # The parameter may go home or leave again at any time; so this order, that of `remember`.
         data = parameter.data
         is_copy = data.is_cuda and own.copy_address == data.data_ptr()
         arrival = own.arrival
-        if is_copy and arrival is not None and peers.is_faster_than_ram(data.device.index, target):
+        is_still = own.copy_address == data.data_ptr()  # else the arrival may be another one's
+        if is_copy and is_still and arrival is not None and peers.is_faster_than_ram(data.device.index, target):
             if data.device.index == target:
                 return data, arrival
             found = found or (data, arrival)

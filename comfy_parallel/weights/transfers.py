@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -30,14 +30,21 @@ class _Queued:
         self.depth = 0
         self.streams: set[Any] = set()
         self.sources: list[Any] = []
+        self.lent: deque[tuple[Any, list[Any]]] = deque()  # other slots' memory, until the copies' event
         self.bytes_from: Counter[str] = Counter()
         self.staging: _Staging | None = None
+
+    def give_back(self) -> None:
+        """Let go of what is copied by now: its owners may need the memory before this slot's load ends."""
+        while self.lent and self.lent[0][0].query():
+            self.lent.popleft()
 
     def wait(self) -> None:
         for stream in self.streams:
             stream.synchronize()
         self.streams.clear()
         self.sources.clear()
+        self.lent.clear()
 
 
 _queued: SlotLocal[_Queued] = SlotLocal(_Queued)
@@ -66,8 +73,10 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
 
     queued, stream = _queued.get(), torch.cuda.current_stream(device)
     queued.streams.add(stream)
+    queued.give_back()
     with batches(parts, stream.device.index) as cut:
         for batch in cut:
+            queued.give_back()
             make_room(batch, device)
             made = [(part, *_copies(part, stream.device)) for part in batch]  # This needs no turn.
             left = []
@@ -163,7 +172,8 @@ def _queue(
     lent = homes.borrow(sources, copies, None if block is None else block.layout)
     if block is not None and not lent:
         return _queue_pinned(sources[0].place[0], block.stretches, block.bytes_of(memory), stream, may_pin)
-    queued.sources += lent.values()
+    if lent:
+        queued.lent.append((stream.record_event(), list(lent.values())))
     queued.bytes_from["peer"] += sum(sources[number].size for number in lent)
     numbers = [number for number, home in enumerate(sources) if number not in lent and home.size]
     left: list[_Left] = []

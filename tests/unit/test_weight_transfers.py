@@ -489,6 +489,29 @@ def test_a_block_is_copied_as_one_while_all_of_it_is_there(
         assert found == {number: holders[number].data for number in expected}
 
 
+def test_what_is_copied_is_given_back_before_the_load_ends(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lender = torch.zeros(1)
+    is_kept = ref(lender)
+    monkeypatch.setattr(homes, "borrow", lambda *args, lent=[lender]: {0: lent.pop()} if lent else {})
+    del lender
+    with transfers.complete():
+        transfers.move(apart(pairs(module)), CPU, store.may_pin)
+        transfers.move([], CPU, store.may_pin)
+        assert is_kept() is not None, "it is being copied"
+        stream.synchronize()
+        transfers.move([], CPU, store.may_pin)
+        assert is_kept() is None
+
+
+def test_a_parameter_that_has_another_home_by_now_is_not_copied_from(queued: Queued, module: nn.Linear) -> None:
+    """As one that was converted in between."""
+    holder = lent(module.weight.data, 0, "first")
+    homes.remember(holder, homes.Home(module.bias.data), homes.Arrival("second"))
+    assert homes.borrow([homes.Home(module.weight.data)], [target_on(1)]) == {}
+
+
 def test_a_slot_on_the_same_gpu_is_copied_from_first(queued: Queued, module: nn.Linear) -> None:
     tensor = module.weight.data
     holders = [lent(tensor, gpu, gpu) for gpu in (0, 1, 0)]
