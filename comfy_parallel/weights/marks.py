@@ -116,7 +116,7 @@ class _Again:
         self._types = list(map(type, self._values))
 
     def is_so(self, plan: Plan | None, patched: set[str], modules: Sequence[Any], device: Any) -> bool:
-        """Also where an attribute that cannot be compared was swapped for another: the host's load asks for none of them."""
+        """Also where an attribute that cannot be compared was swapped for another: the host asks for none of these."""
         if plan is not self._plan or patched != self._patched:
             return False
         attributes = list(map(vars, self._get_same(modules)))
