@@ -239,7 +239,7 @@ def test_jobs_in_progress_finish_on_the_old_bytes_and_new_loads_read_the_new(
     other, expected = (image_of(changing, txt2img(1, ckpt=f"{name}.safetensors"), 0) for name in "ba")
     with changing.websocket() as client:
         running = changing.submit(txt2img(2, steps=30), 0, client.client_id)["prompt_id"]
-        client.wait_for(lambda event: event["type"] == "progress" and event["data"]["value"] == 2)
+        client.wait_for(lambda event: event["type"] == "progress" and event["data"]["value"] >= 2)
         change(checkpoints / "a.safetensors", checkpoints / "b.safetensors")
         assert outcome(changing.wait([running])[running]) == "success"
     assert image_of(changing, txt2img(1, prefix="cached"), 0) == expected, "this slot still has the old model"
