@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # Linux only
 _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
 _LEAST = 2  # Of fewer, `itemgetter` makes no tuple. Every module of torch has three: `training`, and two of its hooks'.
-
 _COMPARED = ("module", "build", "names", "types", "before", "after", "lists")  # Types first: True is 1.
 
 
@@ -110,25 +109,19 @@ class _Again:
         self._plan, self._patched = plan, patched
         self._get_same: Any = itemgetter(*same)
         self._elsewhere = [number for number in same if _may_be_elsewhere(*modules[number], plan.done)]
-        self._counts = [len(marks.names) for marks in same.values()]
+        self._names = [marks.names for marks in same.values()]
         self._gets = [marks.get for marks in same.values()]
         self._values = list(chain.from_iterable(marks.before for marks in same.values()))
         self._types = list(map(type, self._values))
 
     def is_so(self, plan: Plan | None, patched: set[str], modules: Sequence[Any], device: Any) -> bool:
-        """Also where an attribute that cannot be compared was swapped for another: the host asks for none of these."""
         if plan is not self._plan or patched != self._patched:
             return False
         attributes = list(map(vars, self._get_same(modules)))
-        try:
-            values = list(chain.from_iterable(map(call, self._gets, attributes)))
-        except KeyError:
+        if list(map(tuple, attributes)) != self._names:
             return False
-        is_equal = (
-            list(map(len, attributes)) == self._counts
-            and list(map(type, values)) == self._types  # Tensors do not compare.
-            and values == self._values
-        )
+        values = list(chain.from_iterable(map(call, self._gets, attributes)))
+        is_equal = list(map(type, values)) == self._types and values == self._values  # Tensors do not compare.
         return is_equal and all(loading.is_on(modules[number], device) for number in self._elsewhere)
 
 

@@ -243,6 +243,19 @@ def test_modules_that_are_all_the_same_again_are_not_looked_at_one_by_one(
         assert load(patcher) == (["4"] if patcher.is_planned else list("01234"))
 
 
+def test_an_attribute_that_cannot_be_compared_may_not_be_swapped_for_another(patcher: Patcher, slot: Slot) -> None:
+    module = patcher.model[1]
+    module.hook = print
+    for expected in (["1", "4"], ["4"], ["4"]):
+        with entered(slot):
+            assert load(patcher) == expected
+        patcher.unload()
+    del module.hook
+    module.other = print
+    with entered(slot):
+        assert load(patcher) == ["1", "4"]
+
+
 def test_one_that_is_never_there_hinders_nobody(patcher: Patcher, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     patcher.model[2].register_buffer("sigmas", torch.zeros(3, device="meta"))
     for _ in range(3):
