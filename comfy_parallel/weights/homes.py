@@ -58,6 +58,12 @@ class Home:
         with _lock:
             self.holders = _holders.setdefault(region, {}).setdefault(span, [])
 
+    def depart(self) -> None:
+        """The copy is not what arrived, from now on: nobody copies from it, nor from all of its block at once."""
+        if self.arrival is not None:
+            self.arrival.is_whole = False
+            self.arrival = None
+
     def is_like(self, parameter: Any) -> bool:
         """Whether they have the same dtype and shape."""
         span = self.place[1]
@@ -112,8 +118,7 @@ def remember(parameter: Any, home: Home, arrival: Arrival | None) -> None:
     Args:
         arrival: None where others may not copy from it.
     """
-    if home.arrival is not None:
-        home.arrival.is_whole = False
+    home.depart()
     home.arrival = arrival  # first: others look at the parameter at any time
     home.copy_address = parameter.data_ptr()
     setattr(parameter, HOME, home)
@@ -142,9 +147,7 @@ def send_home(parameter: Any) -> None:
     if home is not None:
         parameter.data = home.tensor  # Who copies from it keeps its memory until that is done.
         home.copy_address = 0
-        if home.arrival is not None:
-            home.arrival.is_whole = False
-        home.arrival = None
+        home.depart()
 
 
 def forget(parameter: Any) -> None:
@@ -152,8 +155,7 @@ def forget(parameter: Any) -> None:
     with _lock:
         home: Home | None = getattr(parameter, HOME, None)
         if home is not None:
-            if home.arrival is not None:
-                home.arrival.is_whole = False
+            home.depart()
             delattr(parameter, HOME)
     if home is not None and parameter.device.type == "cuda":
         peers.wait_for_readers(parameter.device.index)

@@ -53,11 +53,11 @@ def apart(pairs: Iterable[tuple[Any, Home]]) -> list[Part]:
     Args:
         pairs: `(parameter, home)`.
     """
+    sized = ((parameter, home, *_large_and_small(home.size)) for parameter, home in pairs)
     made = []
-    for together in _cut(pairs, lambda pair: sum(_large_and_small(pair[1].size))):
-        parameters, sources = zip(*together, strict=True)
-        large, small = map(sum, zip(*(_large_and_small(home.size) for home in sources), strict=True))
-        made.append(Part(parameters, sources, large, small))
+    for together in _cut(sized, lambda one: one[2] + one[3]):
+        parameters, sources, large, small = zip(*together, strict=True)
+        made.append(Part(parameters, sources, sum(large), sum(small)))
     return made
 
 

@@ -76,7 +76,6 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
     queued.give_back()
     with batches(parts, stream.device.index) as cut:
         for batch in cut:
-            queued.give_back()
             make_room(batch, device)
             made = [(part, *_copies(part, stream.device)) for part in batch]  # This needs no turn.
             left = []
@@ -91,6 +90,7 @@ def move(parts: Iterable[Part], device: Any, may_pin: Callable[[int], bool]) -> 
                 _stage(queued, rest, stream)
                 with turn():
                     _take(part, copies, stream)
+            queued.give_back()
 
 
 def take_apart(block: Sequence[tuple[Any, Home | None]]) -> None:
