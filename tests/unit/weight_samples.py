@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,12 @@ GIB = 1 << 30
 def numbers(*shape: int, dtype: Any = torch.float32, start: float = 0.5) -> Any:
     """A tensor in which all numbers differ, as far as its type allows."""
     return (torch.arange(torch.Size(shape).numel(), dtype=torch.float32) + start).reshape(shape).to(dtype)
+
+
+def is_mapped(stat: os.stat_result) -> bool:
+    """Whether this process has the file in its memory: no other file, on another device, has its number."""
+    name = [f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}", str(stat.st_ino)]
+    return any(line.split()[3:5] == name for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def slots_store(monkeypatch: pytest.MonkeyPatch, store: Store | None = None) -> Store:
