@@ -41,7 +41,7 @@ LOADED = {
     "flux": node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
 }
 SWITCHES = 6
-ROUNDS = 5
+ROUNDS = 11
 STOCK_ROUNDS = {"sdxl": 5, "flux": 1}  # Stock takes 20 s for one of Flux.
 RAM_GB = "64"  # for the Flux-shaped model's 24 GB and the others
 GIB = 1 << 30
