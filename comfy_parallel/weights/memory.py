@@ -89,10 +89,10 @@ class Region:
         self._private_views.add(ref(view, self._private_views.discard))
         return view
 
-    def private_tensor(self, view: mmap.mmap, span: Span) -> Any:
+    def private_tensor(self, view: mmap.mmap, span: Span, slot_index: int | None = None) -> Any:
         """A tensor in a private view, that remembers which bytes it began with."""
         tensor = tensor_in(view, span)
-        tag(tensor, Origin(self, span.offset, None, is_private=True))
+        tag(tensor, Origin(self, span.offset, slot_index, is_private=True))
         return tensor
 
     def release_pages(self, span: Span) -> None:

@@ -47,7 +47,7 @@ class WeightFile:
 
     @property
     def slots(self) -> list[int]:
-        """The slots whose models alias this file."""
+        """The slots whose models alias this file, or that have read it and keep what they read, as of a LoRA."""
         origins = [origin for region in self.regions() for origin in region.users]
         return sorted({origin.slot_index for origin in origins if origin.slot_index is not None})
 

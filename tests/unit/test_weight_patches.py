@@ -20,7 +20,7 @@ from comfy_parallel.weights.memory import is_shared, origin_of
 from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.unit.conftest import MakeModule
-from tests.unit.weight_samples import bits, numbers, read, slots_store, wrapper, write
+from tests.unit.weight_samples import bits, collect, numbers, read, slots_store, wrapper, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -135,6 +135,19 @@ def test_a_pickled_file_is_read_once_with_and_without_metadata(store: Store, slo
     assert metadata is None
     assert len(loader.calls) == 1
     assert bits(first["a"]) == bits(second["a"]) == bits(numbers(3))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_slot_has_a_file_while_it_keeps_what_it_read(store: Store, slot: Slot, path: str, ending: str) -> None:
+    """As of a LoRA, whose tensors no model takes."""
+    file = Path(path).with_suffix(f".{ending}")
+    torch.save({"a": numbers(3)}, file.with_suffix(".ckpt"))
+    with entered(slot):
+        weights = wrapped_loader(Loader())(str(file))
+    assert store.find(str(file)).slots == [slot.index]
+    del weights
+    collect()
+    assert store.find(str(file)).slots == []
 
 
 def test_options_of_later_hosts_are_passed_on(store: Store, slot: Slot, path: str) -> None:
