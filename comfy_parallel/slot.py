@@ -89,6 +89,12 @@ _OUTSIDE: dict[SlotLocal[Any], Any] = {}
 current_slot = _CURRENT.get
 
 
+def current_index() -> int | None:
+    """The calling slot's index; None outside slots."""
+    slot = current_slot()
+    return None if slot is None else slot.index
+
+
 def slots() -> tuple[Slot, ...]:
     """All slots; empty until the host has built its queue."""
     return _SLOTS

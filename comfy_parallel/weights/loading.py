@@ -10,7 +10,7 @@ from itertools import repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slot import SlotLocal, current_slot
+from comfy_parallel.slot import SlotLocal, current_index, current_slot
 from comfy_parallel.weights import blocks, homes, ram, streaming, transfers
 from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.homes import Home
@@ -67,12 +67,10 @@ def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
     """
     store.keep_to_budget()
     _has_loaded.set(True)
-    slot = current_slot()
-    slot_index = None if slot is None else slot.index
     with store.opened(path) as file:
         if is_safetensors(path):
-            return _views_of_safetensors(store, file, load(), slot_index)
-        return _views_of_pickled(file, load, slot_index)
+            return _views_of_safetensors(store, file, load())
+        return _views_of_pickled(file, load)
 
 
 def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -280,9 +278,7 @@ def _is_plain_tensor(value: Any) -> bool:
     return is_tensor and value.device.type == "cpu" and not value.is_conj() and not value.is_neg()
 
 
-def _views_of_safetensors(
-    store: Store, file: WeightFile, weights: dict[str, Any], slot_index: int | None
-) -> dict[str, Any]:
+def _views_of_safetensors(store: Store, file: WeightFile, weights: dict[str, Any]) -> dict[str, Any]:
     content = store.content(file)
     plain = list(filter(_is_plain_tensor, weights.values()))
     if any(map(streaming.is_mapped_by_host, plain)):
@@ -291,18 +287,16 @@ def _views_of_safetensors(
     if file.index is None:
         file.index = read_entries(content.fd)
     with file.private_view() as view:
-        return {
-            name: _private(content, view, file.index.get(name), tensor, slot_index) for name, tensor in weights.items()
-        }
+        return {name: _private(content, view, file.index.get(name), tensor) for name, tensor in weights.items()}
 
 
-def _private(content: Region, view: Any, entry: Entry | None, tensor: Any, slot_index: int | None) -> Any:
+def _private(content: Region, view: Any, entry: Entry | None, tensor: Any) -> Any:
     if entry is None or str(tensor.dtype) != f"torch.{entry.dtype}" or tuple(tensor.shape) != entry.shape:
         return tensor
-    return content.private_tensor(view, Span.contiguous(entry.start, tensor.dtype, entry.shape), slot_index)
+    return content.private_tensor(view, Span.contiguous(entry.start, tensor.dtype, entry.shape), current_index())
 
 
-def _views_of_pickled(file: WeightFile, load: Callable[[], Any], slot_index: int | None) -> Any:
+def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
     if file.index is None:
         weights = load()
         if type(weights) not in (dict, OrderedDict) or not all(map(_is_simple, weights.values())):
@@ -315,7 +309,7 @@ def _views_of_pickled(file: WeightFile, load: Callable[[], Any], slot_index: int
         vars(views).update(attributes)
     with file.private_view() as view:
         for name, part in parts:
-            views[name] = file.content.private_tensor(view, part, slot_index) if type(part) is Span else part
+            views[name] = file.content.private_tensor(view, part, current_index()) if type(part) is Span else part
     return views
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slot import SlotLocal, current_slot
+from comfy_parallel.slot import SlotLocal, current_index
 from comfy_parallel.weights import transfers
 from comfy_parallel.weights.homes import Place
 from comfy_parallel.weights.memory import Origin, Region, origin_of, span_of
@@ -55,12 +55,11 @@ def is_mapped_by_host(tensor: Any) -> bool:
 
 def note_slices(content: Region, tensors: Iterable[Any]) -> None:
     """Remember where in a file's content these tensors lie, those that the host has mapped itself."""
-    slot = current_slot()
     for tensor in tensors:
         storage = tensor.untyped_storage()
         file_slice = getattr(storage, _HOSTS_SLICE, None)
         if file_slice is not None and file_slice.offset + file_slice.size <= content.size:
-            origin = Origin(content, file_slice.offset, slot.index if slot is not None else None, is_private=False)
+            origin = Origin(content, file_slice.offset, current_index(), is_private=False)
             setattr(storage, _OWN_SLICE, origin)
 
 

@@ -96,20 +96,12 @@ def upscale_weights() -> dict[str, Any]:
 
 def with_every_kind(seed: int) -> Workflow:
     """A job whose models come from files of their own."""
-    workflow = txt2img(seed, prefix="kinds")
+    workflow = txt2img(seed, prefix="kinds", lora=FILES["loras"])
     del workflow["ckpt"]
     workflow |= {
         "unet": node("UNETLoader", unet_name=FILES["diffusion_models"], weight_dtype="default"),
         "text": node("CLIPLoader", clip_name=FILES["text_encoders"], type="stable_diffusion"),
         "vae": node("VAELoader", vae_name=FILES["vae"]),
-        "lora": node(
-            "LoraLoader",
-            model=["unet", 0],
-            clip=["text", 0],
-            lora_name=FILES["loras"],
-            strength_model=1.0,
-            strength_clip=1.0,
-        ),
         "control": node("ControlNetLoader", control_net_name=FILES["controlnet"]),
         "hint": node("EmptyImage", width=64, height=64, batch_size=1, color=0x4080C0),
         "controlled": node(
@@ -118,9 +110,8 @@ def with_every_kind(seed: int) -> Workflow:
         "upscaler": node("UpscaleModelLoader", model_name=FILES["upscale_models"]),
         "larger": node("ImageUpscaleWithModel", upscale_model=["upscaler", 0], image=["decode", 0]),
     }
-    workflow["sampler"]["inputs"] |= {"model": ["lora", 0], "positive": ["controlled", 0]}
-    for encoder in ("positive", "negative"):
-        workflow[encoder]["inputs"]["clip"] = ["lora", 1]
+    workflow["lora"]["inputs"] |= {"model": ["unet", 0], "clip": ["text", 0]}
+    workflow["sampler"]["inputs"]["positive"] = ["controlled", 0]
     workflow["decode"]["inputs"]["vae"] = ["vae", 0]
     workflow["save"]["inputs"]["images"] = ["larger", 0]
     return workflow
