@@ -16,7 +16,7 @@ from comfy_parallel.weights.mapped_file import MappedFile
 from comfy_parallel.weights.memory import ALIGNMENT, SharedMemory, is_shared, origin_of
 from comfy_parallel.weights.spans import Span
 from comfy_parallel.weights.store import Store, WeightFile
-from tests.unit.weight_samples import GIB, bits, collect, is_mapped, numbers, read, write
+from tests.unit.weight_samples import GIB, bits, collect, is_mapped, numbers, read, run_python, write
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -394,3 +394,26 @@ def test_what_was_dropped_is_loaded_again(store: Store, path: str) -> None:
     collect()
     store.drop_unused()
     assert bits(held(store, path)) == bits(numbers(50, 30))
+
+
+def test_files_are_shared_where_no_memory_may_be_locked(tmp_path: Path) -> None:
+    """As in a container without RLIMIT_MEMLOCK. The CUDA driver locks by itself what is registered with it."""
+    result = run_python(
+        "import ctypes, os, resource\n"
+        "import torch\n"
+        "from comfy_parallel.weights.store import Store\n"
+        "from tests.unit.weight_samples import model_of, numbers, read\n"
+        "libc = ctypes.CDLL(None)\n"
+        "header, capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()\n"
+        "assert libc.capget(header, capabilities) == 0\n"
+        "capabilities[0] &= ~(1 << 14)\n"  # CAP_IPC_LOCK: root may lock memory whatever the limit says
+        "assert libc.capset(header, capabilities) == 0\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))\n"
+        "page = torch.zeros(4096)\n"
+        "print(libc.mlock(ctypes.c_void_p(page.data_ptr()), ctypes.c_size_t(page.nbytes)))\n"
+        f"store, path = Store('map', 1 << 30), {write(tmp_path / 'a.safetensors', a=numbers(9, 9))!r}\n"
+        "models = [model_of(store, read(store, path), slot) for slot in (0, 1)]\n"
+        "print([torch.equal(model.pa, numbers(9, 9)) for model in models], store.find(path).slots)\n"
+        "print(store.find(path).mapped_bytes == os.path.getsize(path))\n"
+    )
+    assert (result.returncode, result.stdout) == (0, "-1\n[True, True] [0, 1]\nTrue\n"), result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -173,6 +174,20 @@ def test_what_the_driver_refuses_goes_through_buffers(
     assert moved["staged"] > 0
     assert (moved["pinned"] == 0) == (refused == set(range(100)))
     assert driver.cleared == min(len(refused), -(-store.files()[0].identity.size // CHUNK))
+
+
+def test_what_the_driver_refuses_is_told_once(
+    driver: Driver, stream: Stream, store: Store, module: nn.Linear, caplog: pytest.LogCaptureFixture
+) -> None:
+    pins._tell_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    driver.refused = {1, 2, 3}
+    copy(store, module)
+    assert driver.cleared == 3
+    told = [message for message in caplog.messages if "does not register weights" in message]
+    assert told == [
+        "comfy_parallel: CUDA does not register weights (error 801); they are copied through pinned buffers"
+    ]
 
 
 def test_the_next_chunk_is_pinned_while_the_last_is_copied(
