@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from comfy_parallel.start import install, uninstall
+from comfy_parallel.install import install, uninstall
 
 __all__ = ["__version__", "install", "uninstall"]
 __version__ = "0.1.0"

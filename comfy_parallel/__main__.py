@@ -2,6 +2,6 @@
 
 import sys
 
-from comfy_parallel.cli import main
+from comfy_parallel.ops.cli import main
 
 sys.exit(main())

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from comfy_parallel.queues import build_queue_class
-from comfy_parallel.slot import Slot, set_slots
+from comfy_parallel.slots.queues import build_queue_class
+from comfy_parallel.slots.slot import Slot, set_slots
 
 MAX_HISTORY = 10000
 

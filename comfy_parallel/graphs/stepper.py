@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
-from comfy_parallel.graphs.schedule import looked_up, with_time_steps
 from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
 from comfy_parallel.graphs.surroundings import check_mode, surroundings
+from comfy_parallel.graphs.time_steps import looked_up, with_time_steps
 from comfy_parallel.graphs.watch import watching
 
 logger = logging.getLogger(__name__)
@@ -24,21 +24,21 @@ MOST_LOSSES = 3  # of one kind's recordings, in one run of a sampler
 Forward = Callable[..., Any]
 
 
-class Recording(Protocol):
-    """What a recorder makes."""
+class Replayable(Protocol):
+    """What a recorder makes: a recorded function."""
 
     def replay(self, inputs: list[Any]) -> Any:
         """The recorded function's result for these tensors."""
 
 
-class Recorder(Protocol):
+class RecordsForwards(Protocol):
     """Makes recordings of functions of tensors."""
 
     @property
     def size_bytes(self) -> int:
         """Device memory that its recordings hold."""
 
-    def record(self, forward: Callable[[list[Any]], Any], buffers: list[Any]) -> Recording:
+    def record(self, forward: Callable[[list[Any]], Any], buffers: list[Any]) -> Replayable:
         """Raises `Uncapturable`."""
 
     def wait(self) -> None:
@@ -63,7 +63,7 @@ class _Known:
 
     is_seen: bool = False
     refused: str | None = None
-    recording: Recording | None = None
+    recording: Replayable | None = None
     state: ModelState | None = None
     surroundings: Hashable = None
     epoch: int = 0
@@ -83,7 +83,7 @@ class Stepper:
         device: the slot's torch device.
     """
 
-    def __init__(self, device: Any, recorder: Recorder) -> None:
+    def __init__(self, device: Any, recorder: RecordsForwards) -> None:
         self.stats = StepStats()
         self._device = device
         self._recorder = recorder
@@ -238,7 +238,7 @@ class Stepper:
         tensors: list[Any],
         expected: Any,
         state: ModelState,
-    ) -> Recording:
+    ) -> Replayable:
         import torch
 
         buffers = [tensor.to(self._device, copy=True) for tensor in tensors]

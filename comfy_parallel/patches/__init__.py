@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from comfy_parallel.patches import executing, execution, graphs, libraries, model_management, server, steps, weights
-from comfy_parallel.patching import Patch
+from comfy_parallel.patches import (
+    comfy_execution,
+    execution,
+    libraries,
+    model_management,
+    server,
+    step_overhead,
+    stepping,
+    weights,
+)
+from comfy_parallel.patching.engine import Patch
 
 ALL: tuple[Patch, ...] = (
     *execution.PATCHES,
     *server.PATCHES,
     *model_management.PATCHES,
-    *executing.PATCHES,
+    *comfy_execution.PATCHES,
     *weights.PATCHES,
     *libraries.PATCHES,
-    *steps.PATCHES,
-    *graphs.PATCHES,
+    *step_overhead.PATCHES,
+    *stepping.PATCHES,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from comfy_parallel.errors import HostMismatch
-from comfy_parallel.patching import Fit, ModuleSource, Patch
-from comfy_parallel.queues import build_queue_class
-from comfy_parallel.worker import start_workers
+from comfy_parallel.patching.engine import Fit, ModuleSource, Patch
+from comfy_parallel.slots.queues import build_queue_class
+from comfy_parallel.slots.worker import start_workers
 
 _METHODS = {
     "put": ("self", "item"),

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from comfy_parallel import device, random_state, threads
-from comfy_parallel.patching import Fit, Patch, Undo, replace
+from comfy_parallel.isolation import random_state, threads
+from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
+from comfy_parallel.slots import device
 
 _RANDOM_WHY = "Jobs that seed or draw from a process-wide generator would get each other's numbers."
 _RANDOM_UNTIL = "the host and its nodes pass generators"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from comfy_parallel import interrupts, loaded_models
-from comfy_parallel.patching import Fit, ModuleSource, Patch, Undo
-from comfy_parallel.slot import current_slot, slots
-from comfy_parallel.slot_globals import ModuleProperty, SlotGlobals
+from comfy_parallel.isolation import interrupts, loaded_models
+from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
+from comfy_parallel.patching.engine import Fit, ModuleSource, Patch, Undo
+from comfy_parallel.slots.slot import current_slot, slots
 
 _MM = "comfy.model_management"
 _ONE_DEVICE = "the host keeps this per device"

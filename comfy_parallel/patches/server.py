@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from comfy_parallel import host, start, web
-from comfy_parallel.loaded_models import models_of
-from comfy_parallel.patching import Addition, Patch
-from comfy_parallel.routing import current_scope
-from comfy_parallel.slot import SlotLocal, current_slot, slots
+from comfy_parallel.core.scope import current_scope
+from comfy_parallel.http import middleware
+from comfy_parallel.patching.engine import Addition, Patch
+from comfy_parallel.slots import pool
+from comfy_parallel.slots.slot import SlotLocal, current_slot, slots
 
 _HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this thread next lets go of the interpreter.
 
@@ -41,10 +41,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def __init__(self: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
         original(self, loop, *args, **kwargs)
-        start.start_slots(self.prompt_queue)
-        self.prompt_queues = self.prompt_queue.slot_queues
-        web.setup(self, self.prompt_queue, models_of, allows_origins=host.allows_origins())
-        start.preload_files(self)
+        pool.server_made(self)
 
     return __init__
 
@@ -52,7 +49,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
 def _trigger_on_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def trigger_on_prompt(self: Any, json_data: Any, *args: Any, **kwargs: Any) -> Any:
-        web.check_prompt(json_data)
+        middleware.check_prompt(json_data)
         return original(self, json_data, *args, **kwargs)
 
     return trigger_on_prompt

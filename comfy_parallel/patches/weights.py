@@ -7,8 +7,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from comfy_parallel.patching import Patch
-from comfy_parallel.weights import homes, leaves, loading, marks, memory, plans, streaming, transfers
+from comfy_parallel.patching.engine import Patch
+from comfy_parallel.weights import loading, streaming
+from comfy_parallel.weights.files import regions
+from comfy_parallel.weights.gpu import homes, leaves, marks, plans, transfers
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
@@ -232,7 +234,7 @@ def _pin_memory(original: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(original)
     def pin_memory(tensor: Any) -> bool:
         """Shared memory is not a slot's to pin."""
-        return original(tensor) if not memory.is_shared(tensor) else False
+        return original(tensor) if not regions.is_shared(tensor) else False
 
     return pin_memory
 

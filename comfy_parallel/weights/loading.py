@@ -10,16 +10,18 @@ from itertools import repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slot import SlotLocal, current_index, current_slot
-from comfy_parallel.weights import blocks, homes, ram, streaming, transfers
-from comfy_parallel.weights.files import Entry, is_safetensors, read_entries
-from comfy_parallel.weights.homes import Home
-from comfy_parallel.weights.memory import ALIGNMENT, Region, SharedMemory, is_shared
-from comfy_parallel.weights.parts import apart
+from comfy_parallel.slots.slot import SlotLocal, current_index, current_slot
+from comfy_parallel.weights import streaming
+from comfy_parallel.weights.files import ram
+from comfy_parallel.weights.files.formats import Entry, is_safetensors, read_entries
+from comfy_parallel.weights.files.regions import ALIGNMENT, Region, SharedMemory, is_shared
+from comfy_parallel.weights.gpu import blocks, homes, transfers
+from comfy_parallel.weights.gpu.homes import Home
+from comfy_parallel.weights.gpu.parts import apart
 from comfy_parallel.weights.spans import Span
 
 if TYPE_CHECKING:  # Linux only
-    from comfy_parallel.weights.store import Store, WeightFile
+    from comfy_parallel.weights.files.store import Store, WeightFile
 
 logger = logging.getLogger(__name__)
 

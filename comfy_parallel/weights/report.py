@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from comfy_parallel.slot import slots
-from comfy_parallel.weights import loading, transfers
+from comfy_parallel.slots.slot import slots
+from comfy_parallel.weights import loading
+from comfy_parallel.weights.gpu import transfers
 
 
 def weights_json(name_of: Callable[[str], str]) -> dict[str, Any]:

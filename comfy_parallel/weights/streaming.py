@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slot import SlotLocal, current_index
-from comfy_parallel.weights import transfers
-from comfy_parallel.weights.homes import Place
-from comfy_parallel.weights.memory import Origin, Region, origin_of, span_of
+from comfy_parallel.slots.slot import SlotLocal, current_index
+from comfy_parallel.weights.files.regions import Origin, Region, origin_of, span_of
+from comfy_parallel.weights.gpu import transfers
+from comfy_parallel.weights.gpu.homes import Place
 
 if TYPE_CHECKING:  # Linux only
-    from comfy_parallel.weights.store import Store
+    from comfy_parallel.weights.files.store import Store
 
 _HOSTS_SLICE = "_comfy_tensor_file_slice"  # the host's note on a storage: where in a file it lies
 _OWN_SLICE = "comfy_parallel_slice"

@@ -1,4 +1,4 @@
-"""`comfy_parallel.link`: what `comfy-parallel link` and `unlink` do to a ComfyUI folder."""
+"""`comfy_parallel.ops.link`: what `comfy-parallel link` and `unlink` do to a ComfyUI folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from comfy_parallel import link as linking
 from comfy_parallel.errors import ComfyParallelError
-from comfy_parallel.link import link, unlink
+from comfy_parallel.ops import link as linking
+from comfy_parallel.ops.link import link, unlink
 
 pytestmark = pytest.mark.deploy
 

@@ -15,17 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from comfy_parallel.slot import Slot, entered
-from comfy_parallel.weights import blocks, homes, loading, parts, peers, pins, plans, transfers
-from comfy_parallel.weights.memory import is_shared
+from comfy_parallel.slots.slot import Slot, entered
+from comfy_parallel.weights import loading
+from comfy_parallel.weights.files.regions import is_shared
+from comfy_parallel.weights.files.store import Store
+from comfy_parallel.weights.gpu import blocks, homes, parts, peers, pins, plans, transfers
 from comfy_parallel.weights.spans import Span
-from comfy_parallel.weights.store import Store
 from tests.fakes import make_slots
 from tests.gpu.conftest import MakeGpuServers
 from tests.host.server import HostServer
 from tests.host.test_parity import error_of, images_of
 from tests.host.workflows import Workflow, node, txt2img, with_loras
-from tests.unit.weight_samples import bits, model_of, numbers, read, torch_store, write
+from tests.unit.weights.samples import bits, model_of, numbers, read, torch_store, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
 

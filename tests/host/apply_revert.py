@@ -135,9 +135,8 @@ def early() -> dict[str, Any]:
 
     is_on = comfy_parallel.install()
     import_host()
-    import comfy_parallel.start as start
-
-    missing = start._patches.missing() if start._patches is not None else None
+    patch_set = sys.modules["comfy_parallel.install"]._patches  # The package has a function of this name.
+    missing = None if patch_set is None else patch_set.missing()
     with_patches = remnants()
     comfy_parallel.uninstall()
     return {"is_on": is_on, "missing": missing, "with_patches": with_patches, "remnants": remnants()}
@@ -147,7 +146,7 @@ def failures() -> dict[str, Any]:
     import_host()
     from comfy_parallel import patches
     from comfy_parallel.errors import HostMismatch
-    from comfy_parallel.patching import PatchSet
+    from comfy_parallel.patching.engine import PatchSet
 
     def fail(self: Any, module: ModuleType) -> Any:
         raise ValueError("injected")

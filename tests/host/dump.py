@@ -94,7 +94,7 @@ def qualified(cls: type) -> str:
 
 def scheduler() -> list[Any] | None:
     """Whether the scheduler is on and how many slots there are; None where it was never imported."""
-    start, slot = sys.modules.get("comfy_parallel.start"), sys.modules.get("comfy_parallel.slot")
+    start, slot = sys.modules.get("comfy_parallel.install"), sys.modules.get("comfy_parallel.slots.slot")
     return None if start is None or slot is None else [start._patches is not None, len(slot.slots())]
 
 

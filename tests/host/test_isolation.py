@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel import host_scan, patches
+from comfy_parallel import patches
+from comfy_parallel.patching import scan
 from tests.conftest import REPO_DIR
 from tests.host import workflows
 from tests.host.conftest import MakeServer
@@ -323,9 +324,9 @@ def test_globals_that_are_one_per_slot(server: HostServer, host_dir: Path) -> No
 
 def patched_globals(host_dir: Path) -> Iterator[str]:
     """`module:name` of what this host's functions change and every slot is said to have its own of."""
-    patched = [row for row, treatment in host_scan.TREATMENTS.items() if treatment == host_scan.PATCHED]
+    patched = [row for row, treatment in scan.TREATMENTS.items() if treatment == scan.PATCHED]
     paths = {path for path, _ in patched if (host_dir / path).is_file()}
-    changed = {path: host_scan.changed_globals(host_dir / path) for path in paths}
+    changed = {path: scan.changed_globals(host_dir / path) for path in paths}
     for path, name in patched:
         module, _, name_there = name.rpartition(".")
         module = module or path.removesuffix(".py").replace("/", ".")
@@ -338,7 +339,7 @@ SHOWN_BY_OTHER_TESTS = ("current_loaded_models", "interrupt_processing")
 
 
 def test_every_global_that_the_host_changes_is_known(host_dir: Path) -> None:
-    assert host_scan.unknown_globals(host_dir) == []
+    assert scan.unknown_globals(host_dir) == []
 
 
 def test_modules_and_functions_by_two_names_are_one(server: HostServer) -> None:
@@ -412,20 +413,20 @@ ROWS: dict[int, tuple[str, ...]] = {
     ),
     3: ("host/test_websockets::test_reconnecting_tells_a_client_where_its_own_job_is",),
     4: (
-        "unit/test_queues::test_a_thousand_jobs_on_four_slots_run_once_each",
-        "unit/test_queues::test_a_job_pinned_to_a_busy_slot_does_not_hold_up_an_idle_one",
-        "unit/test_queues::test_all_waiting_slots_wake_when_several_jobs_come",
+        "unit/slots/test_queues::test_a_thousand_jobs_on_four_slots_run_once_each",
+        "unit/slots/test_queues::test_a_job_pinned_to_a_busy_slot_does_not_hold_up_an_idle_one",
+        "unit/slots/test_queues::test_all_waiting_slots_wake_when_several_jobs_come",
     ),
     5: ("host/test_isolation::test_a_node_sees_its_own_job_as_the_only_running_one",),
     6: ("host/test_isolation::test_a_job_that_a_job_queues_runs_on_the_same_slot",),
     7: (
         "host/test_isolation::test_freeing_memory_reaches_every_slot",
-        "unit/test_queues::test_every_slot_gets_its_own_copy_of_a_flag",
+        "unit/slots/test_queues::test_every_slot_gets_its_own_copy_of_a_flag",
     ),
-    8: ("unit/test_queues::test_slots_that_put_take_and_end_jobs_at_once_never_wait_for_each_other",),
+    8: ("unit/slots/test_queues::test_slots_that_put_take_and_end_jobs_at_once_never_wait_for_each_other",),
     9: (
         "host/test_interrupts::test_ending_the_job_by_the_newer_hosts_route",
-        "unit/test_queues::test_interrupting_by_id_says_whether_the_job_runs",
+        "unit/slots/test_queues::test_interrupting_by_id_says_whether_the_job_runs",
     ),
     10: (
         "host/test_interrupts::test_an_id_ends_that_job_only",
@@ -433,11 +434,11 @@ ROWS: dict[int, tuple[str, ...]] = {
     ),
     11: (SAFE,),
     12: (SAFE,),
-    13: ("gpu/test_gpus::test_a_jobs_memory_is_on_its_own_gpu_only", "unit/test_status::test_the_whole_reply"),
+    13: ("gpu/test_gpus::test_a_jobs_memory_is_on_its_own_gpu_only", "unit/http/test_status::test_the_whole_reply"),
     14: ("host/test_isolation::test_progress_and_context_are_those_of_the_own_job",),
     15: (
         "host/test_isolation::test_expanding_nodes_get_their_own_prefix_and_values",
-        "unit/test_patch_wrappers::test_prefixes_are_counted_per_slot",
+        "unit/patches/test_wrappers::test_prefixes_are_counted_per_slot",
     ),
     16: (
         "host/test_interrupts::test_an_interrupt_survives_the_start_of_another_job",
@@ -452,7 +453,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     ),
     21: (
         "host/test_isolation::test_a_jobs_preview_method_is_its_own",
-        "unit/test_patch_wrappers::test_the_preview_method_is_the_slots_own",
+        "unit/patches/test_wrappers::test_the_preview_method_is_the_slots_own",
     ),
     22: (SHARED,),
     23: (
@@ -477,7 +478,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     29: ("host/test_isolation::test_slots_that_load_at_once_keep_their_lists_apart",),
     30: (
         "host/test_isolation::test_a_model_that_dies_on_another_slots_thread",
-        "unit/test_loaded_models::test_models_that_no_longer_exist_are_dropped_from_the_own_list_only",
+        "unit/isolation/test_loaded_models::test_models_that_no_longer_exist_are_dropped_from_the_own_list_only",
     ),
     31: (
         "host/test_isolation::test_unloading_everything_on_one_slot_leaves_the_others_models",
@@ -486,12 +487,12 @@ ROWS: dict[int, tuple[str, ...]] = {
     32: (
         "gpu/test_gpus::test_each_gpu_has_a_slot",
         "gpu/test_gpus::test_threads_of_a_node_compute_on_its_gpu",
-        "unit/test_device::test_binding_makes_the_device_current",
+        "unit/slots/test_device::test_binding_makes_the_device_current",
     ),
-    33: ("unit/test_device::test_unequal_devices_are_warned_of", SHARED),
+    33: ("unit/slots/test_device::test_unequal_devices_are_warned_of", SHARED),
     34: (
         "gpu/test_gpus::test_emptying_the_cache_leaves_the_other_gpus_alone",
-        "unit/test_device::test_in_a_slot_only_the_own_devices_cache_is_emptied",
+        "unit/slots/test_device::test_in_a_slot_only_the_own_devices_cache_is_emptied",
     ),
     35: (
         "gpu/test_gpus::test_two_slots_on_one_gpu_give_the_same_images",
@@ -499,8 +500,8 @@ ROWS: dict[int, tuple[str, ...]] = {
     ),
     36: (
         "host/test_isolation::test_pinned_memory_is_accounted_per_slot",
-        "unit/test_patch_wrappers::test_each_slot_may_pin_its_share",
-        "unit/test_weight_patches::test_shared_memory_is_not_pinned",
+        "unit/patches/test_wrappers::test_each_slot_may_pin_its_share",
+        "unit/weights/test_patches::test_shared_memory_is_not_pinned",
     ),
     37: (
         "host/test_isolation::test_the_end_of_a_node_leaves_the_other_slots_state",
@@ -511,8 +512,8 @@ ROWS: dict[int, tuple[str, ...]] = {
         "host/test_isolation::test_globals_that_are_one_per_slot",
     ),
     39: (
-        "unit/test_device::test_watermarks_are_reset_for_the_own_device_only",
-        "unit/test_patch_wrappers::test_what_only_gpus_can_show_is_declared",
+        "unit/slots/test_device::test_watermarks_are_reset_for_the_own_device_only",
+        "unit/patches/test_wrappers::test_what_only_gpus_can_show_is_declared",
     ),
     40: ("host/test_isolation::test_freeing_pinned_memory_asks_the_own_slots_models_only",),
     41: ("host/test_isolation::test_globals_that_are_one_per_slot",),
@@ -530,7 +531,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     47: (
         "gpu/test_gpus::test_cuda_random_numbers_are_those_of_a_lonely_job",
         "host/test_isolation::test_seeding_does_not_reach_for_the_devices_of_all_slots",
-        "unit/test_random_state::test_seeding_reaches_the_own_gpu_only",
+        "unit/isolation/test_random_state::test_seeding_reaches_the_own_gpu_only",
     ),
     48: (
         "host/test_isolation::test_100_jobs_at_once_draw_what_each_draws_alone_on_stock",
@@ -543,7 +544,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     ),
     51: (
         "host/test_isolation::test_truncated_images_leave_pillows_flag_alone",
-        "unit/test_patch_wrappers::test_retries_of_truncated_images_do_not_overlap",
+        "unit/patches/test_wrappers::test_retries_of_truncated_images_do_not_overlap",
     ),
     52: ("host/test_isolation::test_slots_that_load_different_checkpoints_at_once_hold_their_own",),
     53: (
@@ -551,7 +552,7 @@ ROWS: dict[int, tuple[str, ...]] = {
         "host/test_weights::test_500_mixed_jobs_leave_the_shared_bytes_as_they_are",
     ),
     54: (SAFE,),
-    55: ("unit/test_patch_wrappers::test_attention_that_sets_flags_runs_one_slot_at_a_time", SHARED),
+    55: ("unit/patches/test_wrappers::test_attention_that_sets_flags_runs_one_slot_at_a_time", SHARED),
     56: (
         "host/test_isolation::test_intra_op_threads",
         "host/test_isolation::test_intra_op_threads_are_the_users_choice",

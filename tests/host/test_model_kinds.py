@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from comfy_parallel.preload import LOADERS
+from comfy_parallel.http.preload import LOADERS
 from tests.host.conftest import MakeServer
 from tests.host.jobs import outcome
 from tests.host.models import cached_shapes

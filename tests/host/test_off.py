@@ -164,8 +164,10 @@ def test_off_the_host_is_stock_inside(looks: dict[str, Seen], switch: str) -> No
     """Attributes, classes of modules, finders, threads, middlewares, routes, the queue, what is imported."""
     assert differing(looks["stock"], looks[switch]) == []
     ours = [name for name in looks[switch].inside["modules"] if is_ours(name)]
-    assert "comfy_parallel.start" in ours, "the start script has not run"
-    assert [name for name in ours if name.startswith(("comfy_parallel.patches", "comfy_parallel.web"))] == []
+    assert "comfy_parallel.install" in ours, "the start script has not run"
+    assert [
+        name for name in ours if name.startswith(("comfy_parallel.patches", "comfy_parallel.http.middleware"))
+    ] == []
     assert looks[switch].inside["scheduler"] == [False, 0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel import slot
+from comfy_parallel.slots import slot
 from tests import fakes
 
 MakeModule = Callable[..., ModuleType]

@@ -37,21 +37,45 @@ HOST = {
     "utils",
 }
 MAX_LINES = 400
-PURE = (
-    "config",
-    "errors",
-    "importing",
-    "interrupts",
-    "items",
-    "patching",
-    "queues",
-    "requests",
-    "router",
-    "routing",
-    "slot",
+# Each folder imports only from rows further down; folders of one row do not import each other.
+ORDER = (
+    ("ops",),
+    ("install",),
+    ("patches",),
+    ("http", "ui", "nodes"),
+    ("fleet",),
+    ("weights", "graphs", "isolation", "host"),
+    ("slots",),
+    ("journal",),
+    ("patching", "core"),
+    ("config",),
+    ("errors",),
 )
-PRINTS = {"cli.py"}
-EDGES = {"cli.py", "device.py", "start.py"}
+ROW = {place: row for row, places in enumerate(ORDER) for place in places}
+ENTRY = {"", "__main__"}  # `comfy_parallel` itself and `python -m comfy_parallel`: above all rows.
+# Without torch, aiohttp and the host.
+PURE = ("config", "errors", "core", "patching", "slots.items", "slots.queues", "slots.slot", "isolation.interrupts")
+PRINTS = {"ops/cli.py"}
+EDGES = {"ops/cli.py", "slots/device.py", "install.py"}
+
+
+def place_of(name: str) -> str:
+    """The folder of a file, or the file itself where it lies at the top: `slots`, `config`."""
+    return name.partition("/")[0].removesuffix(".py").replace("__init__", "")
+
+
+def own_imports(name: str) -> Iterator[str]:
+    """The places in the package that a file imports from, anywhere in it."""
+    for node in ast.walk(TREES[name]):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "comfy_parallel":
+            modules = [f"comfy_parallel.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        for module in modules:
+            package, _, rest = module.partition(".")
+            if package == "comfy_parallel" and rest.partition(".")[0] in ROW:
+                yield rest.partition(".")[0]
 
 
 def imports(name: str, *, at_module_level: bool = False) -> Iterator[str]:
@@ -71,17 +95,30 @@ def module_level(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def test_the_package_was_found() -> None:
-    assert {"__init__.py", "queues.py", "patches/__init__.py"} <= FILES.keys()
-    assert {f"{name}.py" for name in PURE} <= FILES.keys()
+    assert {"__init__.py", "slots/queues.py", "patches/__init__.py"} <= FILES.keys()
 
 
-def test_only_the_web_module_imports_aiohttp() -> None:
-    assert [name for name in FILES if "aiohttp" in imports(name)] == ["web.py"]
+def test_every_file_has_a_place_in_the_order() -> None:
+    assert {place_of(name) for name in FILES} - ENTRY <= ROW.keys()
+
+
+def test_folders_import_only_from_further_down() -> None:
+    def allowed(place: str, imported: str) -> bool:
+        return place in ENTRY or place == imported or ROW[place] < ROW[imported]
+
+    wrong = {
+        f"{name} imports {used}" for name in FILES for used in own_imports(name) if not allowed(place_of(name), used)
+    }
+    assert wrong == set()
+
+
+def test_only_http_imports_aiohttp() -> None:
+    assert {place_of(name) for name in FILES if "aiohttp" in imports(name)} == {"http"}
 
 
 def test_only_host_and_patches_import_comfyui() -> None:
     importers = [name for name in FILES if set(imports(name)) & HOST]
-    assert [name for name in importers if name != "host.py" and not name.startswith("patches/")] == []
+    assert {place_of(name) for name in importers} <= {"host", "patches"}
 
 
 def test_imports_are_absolute() -> None:
@@ -97,10 +134,14 @@ def test_no_module_imports_torch_numpy_or_the_host_when_it_is_imported() -> None
 
 def test_the_pure_modules_work_without_torch_aiohttp_and_the_host() -> None:
     forbidden = sorted({"torch", "numpy", "aiohttp", "psutil", "prometheus_client"} | HOST)
+    modules = {f"comfy_parallel.{name.removesuffix('.py').replace('/', '.')}" for name in FILES}
+    pure = [
+        module for module in sorted(modules) if f"{module}.".startswith(tuple(f"comfy_parallel.{p}." for p in PURE))
+    ]
     code = f"""
 import importlib, sys
-for name in {PURE}:
-    importlib.import_module(f"comfy_parallel.{{name}}")
+for name in {pure}:
+    importlib.import_module(name)
 loaded = [name for name in {forbidden} if name in sys.modules]
 sys.exit(", ".join(loaded) or None)
 """

@@ -38,7 +38,7 @@ SEED = ("INT", {"default": 0, "min": 0, "max": 2**62})
 def current_slot_index() -> int | None:
     """This thread's slot, or None outside a slot and on a host without comfy_parallel."""
     try:
-        from comfy_parallel.slot import current_slot
+        from comfy_parallel.slots.slot import current_slot
     except ImportError:
         return None
     slot = current_slot()

@@ -130,7 +130,7 @@ def give_cpu_slots_fake_graphs() -> None:
     from comfy_parallel.graphs import steppers
     from comfy_parallel.graphs.stepper import Stepper
 
-    steppers._make = lambda slot: None if slot is None else Stepper(torch.device(slot.device), FakeRecorder())
+    per_slot._make = lambda slot: None if slot is None else Stepper(torch.device(slot.device), FakeRecorder())
 
 
 if os.environ.get(FAKE_GRAPHS):

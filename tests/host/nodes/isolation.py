@@ -410,7 +410,7 @@ class CPTGlobals(Looks):
 def slot_globals() -> dict[str, Any]:
     """`module:name` of each such global that this host has."""
     from comfy_parallel import patches
-    from comfy_parallel.slot_globals import SlotGlobals
+    from comfy_parallel.isolation.slot_globals import SlotGlobals
 
     wanted = [(p.module, name) for p in patches.ALL if isinstance(p, SlotGlobals) for name in p.names]
     modules = {name: sys.modules[name] for name, _ in wanted if name in sys.modules}

@@ -183,7 +183,7 @@ def digests() -> dict[str, list[str]]:
     """Of each weight file, hashes of the memory that the slots' models share: its content, and its conversions."""
     import torch
     from comfy_parallel.weights import loading
-    from comfy_parallel.weights.memory import Region
+    from comfy_parallel.weights.files.regions import Region
     from comfy_parallel.weights.spans import Span
 
     def digest(region: Region) -> str:
@@ -198,7 +198,7 @@ def digests() -> dict[str, list[str]]:
 
 @PromptServer.instance.routes.get("/test/weights")
 async def weights(request: web.Request) -> web.Response:
-    return web.json_response(digests() if "comfy_parallel.weights.store" in sys.modules else {})
+    return web.json_response(digests() if "comfy_parallel.weights.files.store" in sys.modules else {})
 
 
 NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules, CPTUnloadPart)}

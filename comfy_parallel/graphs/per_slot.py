@@ -1,0 +1,110 @@
+"""Each slot's stepper: made on first use where recording is possible, None elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from comfy_parallel.graphs.code import is_host_code, module_of
+from comfy_parallel.graphs.recording import Function, Recorder, Recording
+from comfy_parallel.graphs.stepper import Stepper
+from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
+
+_is_on = False
+_steppers: SlotLocal[Stepper | None] = SlotLocal(lambda: _make(current_slot()))
+_between_steps: SlotLocal[list[bool]] = SlotLocal(lambda: [False])
+
+
+def switch(on: bool) -> None:
+    """Turn graph stepping on or off, before the first job."""
+    global _is_on
+    _is_on = on
+
+
+def of_slot() -> Stepper | None:
+    """The calling slot's stepper."""
+    return _steppers.get() if _is_on and current_slot() is not None else None
+
+
+@contextmanager
+def sampling(*code: Any) -> Iterator[None]:
+    """A run of a sampler. If all that runs between its steps is the host's own, nothing changes a model's set-up there.
+
+    Args:
+        code: functions, objects and containers of such, whose code runs between the steps.
+    """
+    stepper = of_slot()
+    if stepper is not None:
+        stepper.begin_sampling()
+    trusted = _between_steps.get()
+    before = trusted[0]
+    trusted[0] = all(map(_is_hosts, _leaves(code)))
+    try:
+        yield
+    finally:
+        trusted[0] = before
+
+
+def of_step() -> Stepper | None:
+    """The calling slot's stepper, for one step."""
+    stepper = of_slot()
+    if stepper is not None and not _between_steps.get()[0]:
+        stepper.suspect()
+    return stepper
+
+
+def report(slot: Slot) -> dict[str, Any] | None:
+    """What a slot's stepper has done; None where it has none."""
+    stepper = slot.values.get(_steppers)
+    if stepper is None:
+        return None
+    stats = stepper.stats
+    return {
+        "captures": stats.captures,
+        "replays": stats.replays,
+        "eager": dict(stats.eager),
+        "size_bytes": stepper.size_bytes,
+    }
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _is_hosts(value: Any) -> bool:
+    name = module_of(value)
+    return is_host_code(name) or name.partition(".")[0] in ("builtins", "torch", "uuid")
+
+
+def _make(slot: Slot | None) -> Stepper | None:
+    if slot is None or not slot.device.startswith("cuda:") or sum(s.device == slot.device for s in slots()) > 1:
+        return None
+    import torch
+
+    if torch.cuda.get_allocator_backend() != "native":
+        return None
+    device = torch.device(slot.device)
+    return Stepper(device, _SlotRecorder(slot, device))
+
+
+class _SlotRecorder(Recorder):
+    """Makes the slot's interrupts wait for the end of a recording."""
+
+    def __init__(self, slot: Slot, device: Any) -> None:
+        super().__init__(device)
+        self._slot = slot
+
+    def record(self, forward: Function, buffers: list[Any]) -> Recording:
+        self._slot.is_recording = True
+        try:
+            return super().record(forward, buffers)
+        finally:
+            self._slot.is_recording = False

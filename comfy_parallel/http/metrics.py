@@ -1,0 +1,101 @@
+"""The slots' counters in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.slots import device
+from comfy_parallel.slots.queues import Snapshot
+from comfy_parallel.slots.slot import slots
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_LABELS = ["gpu_id", "device"]
+
+
+def exposition(front: Any) -> bytes:
+    """The reply of `GET /metrics`."""
+    registry = CollectorRegistry()
+    registry.register(_SlotCollector(front))
+    return generate_latest(registry)
+
+
+class _SlotCollector(Collector):
+    def __init__(self, front: Any) -> None:
+        self._front = front
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._jobs()
+        yield self._per_slot(
+            CounterMetricFamily, "busy_seconds", "Time spent running jobs", lambda s: s.stats.busy_seconds
+        )
+        yield self._per_slot(CounterMetricFamily, "wait_seconds", "Time jobs waited", lambda s: s.stats.wait_seconds)
+        yield self._per_slot(
+            CounterMetricFamily, "out_of_memory", "Jobs that ran out of memory", lambda s: s.stats.out_of_memory
+        )
+        yield self._per_slot(
+            CounterMetricFamily,
+            "worker_restarts",
+            "Times the worker was started again",
+            lambda s: s.stats.worker_restarts,
+        )
+        yield self._per_slot(GaugeMetricFamily, "slot_running", "1 while a job runs", lambda s: int(s.run is not None))
+        yield self._pending()
+        yield self._memory()
+        yield from self._graphs()
+
+    def _jobs(self) -> Metric:
+        family = CounterMetricFamily("comfy_parallel_jobs", "Finished jobs", labels=[*_LABELS, "outcome"])
+        for slot in slots():
+            for outcome in ("succeeded", "failed", "interrupted"):
+                family.add_metric([str(slot.index), slot.device, outcome], getattr(slot.stats, outcome))
+        return family
+
+    def _graphs(self) -> Iterator[Metric]:
+        """Slots without graph stepping have no samples."""
+        reports = [(slot, report) for slot in slots() if (report := per_slot.report(slot)) is not None]
+        families: list[tuple[Any, str]] = [
+            (CounterMetricFamily("comfy_parallel_graph_captures", "Steps recorded", labels=_LABELS), "captures"),
+            (CounterMetricFamily("comfy_parallel_graph_replays", "Steps replayed", labels=_LABELS), "replays"),
+            (GaugeMetricFamily("comfy_parallel_graph_bytes", "Memory of recordings", labels=_LABELS), "size_bytes"),
+        ]
+        for family, name in families:
+            for slot, report in reports:
+                family.add_metric([str(slot.index), slot.device], report[name])
+            yield family
+        eager = CounterMetricFamily(
+            "comfy_parallel_eager_steps", "Steps neither recorded nor replayed", labels=[*_LABELS, "reason"]
+        )
+        for slot, report in reports:
+            for reason, count in report["eager"].items():
+                eager.add_metric([str(slot.index), slot.device, reason], count)
+        yield eager
+
+    def _per_slot(self, kind: Any, name: str, help: str, value: Any) -> Metric:
+        family: Any = kind(f"comfy_parallel_{name}", help, labels=_LABELS)
+        for slot in slots():
+            family.add_metric([str(slot.index), slot.device], value(slot))
+        return family  # type: ignore[no-any-return]
+
+    def _pending(self) -> Metric:
+        family = GaugeMetricFamily(
+            "comfy_parallel_jobs_pending", "Waiting jobs; gpu_id auto: any slot", labels=["gpu_id"]
+        )
+        seen: Snapshot = self._front.snapshot()
+        for slot, pending in zip(slots(), seen.pending, strict=True):
+            family.add_metric([str(slot.index)], len(pending))
+        family.add_metric(["auto"], len(seen.unassigned))
+        return family
+
+    def _memory(self) -> Metric:
+        family = GaugeMetricFamily("comfy_parallel_device_memory_bytes", "Device memory", labels=["device", "kind"])
+        for name in dict.fromkeys(slot.device for slot in slots()):
+            for kind, size in device.memory(name).items():
+                family.add_metric([name, kind.removesuffix("_bytes")], size)
+        return family

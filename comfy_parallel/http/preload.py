@@ -1,0 +1,83 @@
+"""Loading weight files before the first job asks for them: `COMFY_PARALLEL_PRELOAD`, `POST /parallel/preload`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.errors import BadRequest
+from comfy_parallel.slots.slot import slots
+
+FilesOf = Callable[[str], list[str]]
+
+# By folder: the host's node that loads such a file, and its input.
+LOADERS = {
+    "checkpoints": ("CheckpointLoaderSimple", "ckpt_name"),
+    "clip_vision": ("CLIPVisionLoader", "clip_name"),
+    "controlnet": ("ControlNetLoader", "control_net_name"),
+    "diffusion_models": ("UNETLoader", "unet_name"),
+    "style_models": ("StyleModelLoader", "style_model_name"),
+    "text_encoders": ("CLIPLoader", "clip_name"),
+    "upscale_models": ("UpscaleModelLoader", "model_name"),
+    "vae": ("VAELoader", "vae_name"),
+}
+_OTHER_INPUTS = {"UNETLoader": {"weight_dtype": "default"}, "CLIPLoader": {"type": "stable_diffusion"}}
+
+
+def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
+    """A prompt of loader nodes for files written like `checkpoints/sd15.safetensors`.
+
+    Args:
+        files_of: the names in one of the host's model folders, as its loader nodes know them.
+
+    Raises:
+        BadRequest: naming the file that is not there, or that no node loads by itself.
+    """
+    prompt: dict[str, Any] = {}
+    for name in names:
+        folder, _, file = name.partition("/")
+        if folder not in LOADERS:
+            known = ", ".join(sorted(LOADERS))
+            raise BadRequest("unknown_file", f"{name!r}: no such folder to preload from", f"begin with one of: {known}")
+        if file not in files_of(folder):
+            have = ", ".join(files_of(folder)[:20]) or "none"
+            raise BadRequest("unknown_file", f"{name!r}: no such file", f"files in {folder}: {have}")
+        node, field = LOADERS[folder]
+        prompt[str(len(prompt) + 1)] = {"class_type": node, "inputs": {field: file, **_OTHER_INPUTS.get(node, {})}}
+    return prompt
+
+
+def submit(server: Any, prompt: dict[str, Any], gpu_ids: Iterable[int]) -> list[dict[str, Any]]:
+    """Queue the prompt on each of these slots, as jobs like any other; returns their ids and slots."""
+    jobs = []
+    for gpu_id in gpu_ids:
+        prompt_id = str(uuid.uuid4())
+        number, server.number = server.number, server.number + 1
+        extra_data = {"create_time": int(time.time() * 1000)}
+        with scoped(Scope(target=gpu_id)):
+            server.prompt_queue.put(server.prompt_queue.host_item(number, prompt_id, prompt, extra_data, list(prompt)))
+        jobs.append({"prompt_id": prompt_id, "gpu_id": gpu_id})
+    return jobs
+
+
+def check_request(data: dict[str, Any], target: int | str | None) -> tuple[list[str], list[int]]:
+    """The files and slots that `POST /parallel/preload` means.
+
+    Raises:
+        BadRequest: when the body cannot be acted on.
+    """
+    files, gpu_ids = data.get("files"), data.get("gpu_ids")
+    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
+        example = '{"files": ["checkpoints/name.safetensors"]}'
+        raise BadRequest("invalid_request", "files is no list of names", f"send for example {example}")
+    if gpu_ids is None:
+        return files, [target] if isinstance(target, int) else [slot.index for slot in slots()]
+    count = len(slots())
+    if not isinstance(gpu_ids, list) or not all(type(one) is int and 0 <= one < count for one in gpu_ids):
+        raise BadRequest(
+            "invalid_target_gpu", "gpu_ids is no list of slots", f"send numbers from 0 to {count - 1}, or leave it out"
+        )
+    return files, sorted(set(gpu_ids))

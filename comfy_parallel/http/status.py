@@ -1,0 +1,108 @@
+"""What the server tells about its slots: the replies of `GET /queue/all` and `GET /debug/queues`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.slots import device
+from comfy_parallel.slots.items import SENSITIVE, QueueItem
+from comfy_parallel.slots.queues import Snapshot
+from comfy_parallel.slots.slot import Slot
+
+ModelsOf = Callable[[Slot], list[dict[str, Any]]]
+Pieces = Iterable[str]  # of a JSON text
+
+
+def queue_all_json(front: Any, models_of: ModelsOf) -> str:
+    """The reply of `GET /queue/all`, as text: a waiting job's part is encoded once, not per request."""
+    seen: Snapshot = front.snapshot()
+    queues = [
+        _slot_json(queue.slot, running, pending, models_of(queue.slot))
+        for queue, running, pending in zip(front.slot_queues, seen.running, seen.pending, strict=True)
+    ]
+    reply = _object(
+        mode=_json("multi-gpu"),
+        num_gpus=_json(len(queues)),
+        queues=_array(queues),
+        unassigned=_array(map(_item_json, seen.unassigned)),
+        total_running=_json(sum(map(len, seen.running))),
+        total_pending=_json(sum(map(len, seen.pending)) + len(seen.unassigned)),
+    )
+    return "".join(reply)  # once, for it may be long
+
+
+def debug_queues(front: Any) -> dict[str, Any]:
+    """The reply of `GET /debug/queues`: counts only."""
+    seen: Snapshot = front.snapshot()
+    rows = zip(front.slot_queues, seen.running, seen.pending, strict=True)
+    return {
+        "queues": [
+            {"gpu_id": queue.slot.index, "queued": len(pending), "running": len(running)}
+            for queue, running, pending in rows
+        ],
+        "unassigned": len(seen.unassigned),
+    }
+
+
+def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], models: list[dict[str, Any]]) -> Pieces:
+    return _object(
+        gpu_id=_json(slot.index),
+        device=_json(slot.device),
+        device_name=_json(device.name(slot.device)),
+        state=_json(slot.state),
+        running=_json([item[1] for item in running]),
+        pending=_json([item[1] for item in pending]),
+        queue_running=_array(_json(item[:SENSITIVE]) for item in running),
+        queue_pending=_array(map(_item_json, pending)),
+        running_count=_json(len(running)),
+        pending_count=_json(len(pending)),
+        metrics=_json(slot_metrics(slot)),
+        vram=_json(device.memory(slot.device)),
+        models=_json(models),
+        graphs=_json(per_slot.report(slot)),
+    )
+
+
+def slot_metrics(slot: Slot) -> dict[str, float | None]:
+    """Counters of a slot; averages in seconds, None before the first job."""
+    stats = slot.stats
+    done = stats.succeeded + stats.failed + stats.interrupted
+    return {
+        "jobs_succeeded": stats.succeeded,
+        "jobs_failed": stats.failed,
+        "jobs_interrupted": stats.interrupted,
+        "jobs_out_of_memory": stats.out_of_memory,
+        "worker_restarts": stats.worker_restarts,
+        "busy_seconds": stats.busy_seconds,
+        "wait_seconds": stats.wait_seconds,
+        "average_busy_seconds": stats.busy_seconds / done if done else None,
+        "average_wait_seconds": stats.wait_seconds / done if done else None,
+    }
+
+
+def _json(value: Any) -> Pieces:
+    return (json.dumps(value),)
+
+
+def _item_json(item: QueueItem) -> Pieces:
+    return (item.json,) if isinstance(item, QueueItem) else _json(item[:SENSITIVE])
+
+
+def _array(parts: Iterable[Pieces]) -> Pieces:
+    yield "["
+    for number, part in enumerate(parts):
+        if number:
+            yield ", "
+        yield from part
+    yield "]"
+
+
+def _object(**parts: Pieces) -> Pieces:
+    yield "{"
+    for number, (name, part) in enumerate(parts.items()):
+        yield f', "{name}": ' if number else f'"{name}": '
+        yield from part
+    yield "}"

@@ -1,0 +1,138 @@
+"""Installing the scheduler into the host's process, and making the slots when its server exists."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from comfy_parallel.config import Config
+from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.host import facts
+from comfy_parallel.patching.engine import PatchSet
+from comfy_parallel.slots import device, pool
+from comfy_parallel.slots.slot import set_slots, slots
+from comfy_parallel.weights import loading
+from comfy_parallel.weights.files import ram
+
+logger = logging.getLogger(__name__)
+
+_config = Config()
+_patches: PatchSet | None = None
+
+
+def install(env: Mapping[str, str] = os.environ) -> bool:
+    """Make this ComfyUI process run one job per slot; call it before torch is imported.
+
+    Does nothing unless `COMFY_MULTI_GPU_SCHED=1`. Returns whether the scheduler is on. A configuration
+    that cannot be used ends the process; a host that cannot be patched starts as it is, with a warning
+    (with `COMFY_PARALLEL_STRICT=1` it does not start).
+    """
+    global _config, _patches
+    try:
+        _config = Config.from_env(env)
+    except ConfigError as error:
+        _exit(error)
+    if not _config.enabled or _patches is not None:
+        return _patches is not None
+    from comfy_parallel import patches
+
+    patch_set = PatchSet(patches.ALL, _give_up)
+    problems = patch_set.check(facts.directory())
+    if problems:
+        _give_up(HostMismatch("; ".join(str(problem) for problem in problems)))
+        return False
+    _patches = patch_set
+    pool.when_server_is_made(_complete_server)
+    patch_set.install()
+    per_slot.switch(_config.graphs)
+    if _config.graphs:
+        facts.prefer_native_allocator()
+    return _patches is not None  # None when a module that was there already did not fit.
+
+
+def uninstall() -> None:
+    """Take every patch back. Only sensible while no job runs."""
+    global _patches
+    if _patches is not None:
+        _patches.revert()
+        _patches = None
+        set_slots(())
+        loading.use(None)
+
+
+def _complete_server(server: Any) -> None:
+    """Add slots, middlewares and routes to the host's server, which has built its queue.
+
+    Ends the process with the reason when a device is missing or cannot be initialised.
+    """
+    from comfy_parallel.http import middleware
+    from comfy_parallel.isolation.loaded_models import models_of
+
+    front = server.prompt_queue
+    try:
+        _check_complete()
+        devices = device.choose_devices(_config, facts.device_type())
+        pool.start_slots(front, devices)
+    except ComfyParallelError as error:
+        _exit(error)
+    _share_weights(front)
+    front.default_slot = _config.default_slot
+    logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
+    device.warn_if_unequal(devices)
+    server.prompt_queues = front.slot_queues
+    middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
+    _preload_files(server)
+
+
+def _preload_files(server: Any) -> None:
+    """Queue what `COMFY_PARALLEL_PRELOAD` names on every slot."""
+    from comfy_parallel.http import preload
+
+    try:
+        prompt = preload.make_prompt(_config.preload, facts.weight_files)
+    except BadRequest as error:
+        logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
+        return
+    if prompt:
+        preload.submit(server, prompt, [slot.index for slot in slots()])
+
+
+def _share_weights(front: Any) -> None:
+    mode = _config.weights or "map"
+    if mode == "off":
+        return
+    if sys.platform != "linux":
+        logger.info("comfy_parallel: every slot keeps its own copy of its weights: sharing them needs Linux")
+        return
+    from comfy_parallel.weights.files.store import Store
+
+    loading.use(Store(mode, ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()))
+    front.between_jobs = loading.between_jobs
+
+
+def _check_complete() -> None:
+    missing = _patches.missing() if _patches is not None else ["all"]
+    if missing:
+        raise HostMismatch(f"these modules were never imported, so their patches are missing: {', '.join(missing)}")
+
+
+def _give_up(mismatch: HostMismatch) -> None:
+    global _patches
+    _patches = None
+    if _config.strict:
+        _exit(mismatch)
+    logger.warning(
+        "comfy_parallel does not fit this ComfyUI %s and stays OFF; ComfyUI runs one job at a time. %s",
+        facts.version(facts.directory()),
+        mismatch,
+    )
+
+
+def _exit(error: ComfyParallelError) -> NoReturn:
+    logger.critical("comfy_parallel: %s", error)
+    sys.stderr.flush()
+    raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""What one running job must not share with another."""

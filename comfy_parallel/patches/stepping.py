@@ -1,0 +1,141 @@
+"""Patches on the host's `comfy.model_base` and `comfy.model_patcher`: forwards are recorded and replayed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.patching.engine import Patch
+
+_SEAM = "the host's wrappers can be registered for every model"
+
+
+def _apply_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:-1]
+
+    @functools.wraps(original)
+    def _apply_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stepper = per_slot.of_step()
+        if stepper is None:
+            return original(self, *args, **kwargs)
+        _raise_if_interrupted()
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if _has_dynamic_weights(self):
+            return stepper.eager(original, self, arguments, "dynamic VRAM")
+        return stepper.step(original, self, arguments)
+
+    return _apply_model
+
+
+def _has_dynamic_weights(model: Any) -> bool:
+    """Newer hosts may move such a model's weights at any time, and tell its forward so."""
+    is_dynamic = getattr(model.current_patcher, "is_dynamic", None)
+    return is_dynamic is not None and bool(is_dynamic())
+
+
+def _raise_if_interrupted() -> None:
+    """The host asks once per layer; a replay has no layers."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _sampling(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sample(self: Any, model_wrap: Any, sigmas: Any, extra_args: Any, *args: Any, **kwargs: Any) -> Any:
+        callbacks = getattr(getattr(model_wrap, "model_patcher", None), "callbacks", None)
+        conds = getattr(model_wrap, "conds", None)
+        with per_slot.sampling(self.sampler_function, model_wrap, extra_args, callbacks, conds):
+            return original(self, model_wrap, sigmas, extra_args, *args, **kwargs)
+
+    return sample
+
+
+def _suspecting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stepper = per_slot.of_slot()
+        if stepper is not None:
+            stepper.suspect()
+        return original(self, *args, **kwargs)
+
+    return load
+
+
+def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def unpatch_model(self: Any, device_to: Any = None, unpatch_weights: bool = True, **kwargs: Any) -> Any:
+        stepper = per_slot.of_slot()
+        if stepper is not None and unpatch_weights:
+            stepper.forget(self.model)
+        elif stepper is not None:
+            stepper.suspect()
+        return original(self, device_to, unpatch_weights, **kwargs)
+
+    return unpatch_model
+
+
+def _giving_back(original: Callable[..., Any]) -> Callable[..., Any]:
+    get_free_memory = original.__globals__["get_free_memory"]
+
+    @functools.wraps(original)
+    def free_memory(memory_required: float, device: Any, *args: Any, **kwargs: Any) -> Any:
+        stepper = per_slot.of_slot()
+        if (
+            stepper is not None
+            and stepper.size_bytes
+            and get_free_memory(device) - stepper.size_bytes < memory_required
+        ):
+            stepper.forget()
+        return original(memory_required, device, *args, **kwargs)
+
+    return free_memory
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        target="comfy.model_base:BaseModel._apply_model",
+        wrap=_apply_model,
+        params=("self", "x", "t"),
+        why="A step is hundreds of Python calls, and all slots share one interpreter lock.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.samplers:KSAMPLER.sample",
+        wrap=_sampling,
+        params=("self", "model_wrap", "sigmas", "extra_args"),
+        why="Code that a node pack runs between two steps may change what a recording relies on.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_patcher:ModelPatcher.load",
+        wrap=_suspecting,
+        params=("self",),
+        why="A load changes what a recording relies on.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_patcher:ModelPatcher.patch_model",
+        wrap=_suspecting,
+        params=("self",),
+        why="A patch changes what a recording relies on.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_patcher:ModelPatcher.unpatch_model",
+        wrap=_forgetting,
+        params=("self", "device_to", "unpatch_weights"),
+        why="A model that goes needs its recordings' memory no more.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_management:free_memory",
+        wrap=_giving_back,
+        params=("memory_required", "device"),
+        why="Recordings are the first memory to give back.",
+        until=_SEAM,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Slots: a device, its queue and its worker, and how jobs get there."""

@@ -1,0 +1,52 @@
+"""All slots of the process: they are made when the host's server exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from comfy_parallel.slots import device
+from comfy_parallel.slots.slot import Slot, set_slots, slots
+
+ServerMade = Callable[[Any], None]
+
+
+def _nobody(server: Any) -> None:
+    raise RuntimeError("the host made its server before comfy_parallel.install() said what to do then")
+
+
+_server_made: ServerMade = _nobody
+
+
+def when_server_is_made(callback: ServerMade) -> None:
+    """Have `callback(server)` called once the host's server exists, with its queue."""
+    global _server_made
+    _server_made = callback
+
+
+def server_made(server: Any) -> None:
+    """Called by the patch on the host's server when that is complete."""
+    _server_made(server)
+
+
+def start_slots(front: Any, devices: Sequence[str]) -> None:
+    """Make one slot and its queue per device, after each device was used once.
+
+    Raises:
+        DeviceError: naming the first device that cannot be used.
+    """
+    check_devices(devices)
+    set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
+    for slot in slots():
+        front.add_slot(slot)
+
+
+def check_devices(chosen: Sequence[str]) -> None:
+    """Use each device once, so that a broken one is reported at start and not by a job.
+
+    Raises:
+        DeviceError: naming the first that fails.
+    """
+    for name in dict.fromkeys(chosen):
+        device.check(name)
+    device.load_linear_algebra(chosen)

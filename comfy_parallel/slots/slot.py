@@ -1,0 +1,156 @@
+"""A slot: a device, its queue and its worker, and everything one running job must not share with another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+_NOBODY = object()
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One execution of one job on a slot; it carries the interrupt flag, so a flag cannot outlive its job."""
+
+    prompt_id: str
+    client_id: Any = None
+    interrupted: bool = False
+    started: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class SlotStats:
+    """Counters since start; seconds are sums."""
+
+    succeeded: int = 0
+    failed: int = 0
+    interrupted: int = 0
+    out_of_memory: int = 0
+    worker_restarts: int = 0
+    busy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+class Slot:
+    """The unit of concurrency. `device` is written as torch writes it: `cuda:1`, `cpu`."""
+
+    def __init__(self, index: int, device: str) -> None:
+        self.index = index
+        self.device = device
+        self.run: Run | None = None
+        self.is_ready = False
+        self.is_recording = False
+        self.last_client_id: Any = _NOBODY
+        self.stats = SlotStats()
+        self.values: dict[SlotLocal[Any], Any] = {}
+
+    @property
+    def name(self) -> str:
+        return f"slot {self.index} ({self.device})"
+
+    @property
+    def state(self) -> str:
+        """`starting`, `idle` or `running`."""
+        if self.run is not None:
+            return "running"
+        return "idle" if self.is_ready else "starting"
+
+    def end_run(self, status: dict[str, Any] | None) -> None:
+        """Count the running job, which ended with this status in the host's history."""
+        if self.run is not None:
+            self.stats.busy_seconds += time.monotonic() - self.run.started_at
+        messages = dict((status or {}).get("messages") or [])
+        error = messages.get("execution_error")
+        if "execution_interrupted" in messages:
+            self.stats.interrupted += 1
+        elif error is not None or (status or {}).get("status_str") == "error":
+            self.stats.failed += 1
+            self.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
+        else:
+            self.stats.succeeded += 1
+        self.run = None
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.index} {self.device} {self.state}>"
+
+
+_CURRENT: ContextVar[Slot | None] = ContextVar("comfy_parallel_slot", default=None)
+_SLOTS: tuple[Slot, ...] = ()
+_OUTSIDE: dict[SlotLocal[Any], Any] = {}
+
+current_slot = _CURRENT.get
+
+
+def current_index() -> int | None:
+    """The calling slot's index; None outside slots."""
+    slot = current_slot()
+    return None if slot is None else slot.index
+
+
+def slots() -> tuple[Slot, ...]:
+    """All slots; empty until the host has built its queue."""
+    return _SLOTS
+
+
+def set_slots(new: tuple[Slot, ...]) -> None:
+    """Make `new` the process's slots."""
+    global _SLOTS
+    _SLOTS = new
+
+
+def current_runs() -> list[Run]:
+    """What all slots run now."""
+    return [run for slot in slots() if (run := slot.run) is not None]
+
+
+def interrupt_job(prompt_id: str) -> bool:
+    """Interrupt the job with this id wherever it runs; False when it runs nowhere."""
+    runs = [run for run in current_runs() if run.prompt_id == prompt_id]
+    for run in runs:
+        run.interrupted = True
+    return bool(runs)
+
+
+@contextmanager
+def entered(slot: Slot | None) -> Iterator[None]:
+    """Run the body as code of `slot` (or of no slot)."""
+    token = _CURRENT.set(slot)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+class SlotLocal(Generic[T]):
+    """A variable that every slot has its own of; code outside any slot shares one more."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+
+    def get(self) -> T:
+        """The calling slot's value, made on first use."""
+        slot = _CURRENT.get()
+        return self._of(_OUTSIDE if slot is None else slot.values)
+
+    def set(self, value: T) -> None:
+        """Set the calling slot's value."""
+        slot = _CURRENT.get()
+        (_OUTSIDE if slot is None else slot.values)[self] = value
+
+    def of(self, slot: Slot | None) -> T:
+        """The value of `slot`; of the code outside any slot when it is None."""
+        return self._of(_OUTSIDE if slot is None else slot.values)
+
+    def _of(self, store: dict[SlotLocal[Any], Any]) -> T:
+        if self not in store:
+            store.setdefault(self, self._make())
+        value: T = store[self]
+        return value

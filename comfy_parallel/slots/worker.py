@@ -1,0 +1,85 @@
+"""A slot's worker: the host's own `prompt_worker` on a thread bound to the slot, restarted when it dies."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from comfy_parallel.slots import device
+from comfy_parallel.slots.slot import Slot, entered, slots
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_HEALTHY_AFTER_S = 60.0
+
+
+class Worker:
+    """Runs `prompt_worker(queue, server)` for one slot, for as long as the process lives."""
+
+    def __init__(self, slot: Slot, queue: Any, prompt_worker: Callable[[Any, Any], None], server: Any) -> None:
+        self.slot, self.queue = slot, queue
+        self._prompt_worker, self._server = prompt_worker, server
+        self._pause_s = _FIRST_PAUSE_S
+
+    def start(self) -> None:
+        """Run on a thread of its own."""
+        threading.Thread(target=self.run, daemon=True, name=_thread_name(self.slot)).start()
+
+    def run(self) -> None:
+        """Run on the calling thread; does not return."""
+        threading.current_thread().name = _thread_name(self.slot)
+        with entered(self.slot):
+            device.bind(self.slot.device, len(slots()))
+            logger.info("%s: worker started", self.slot.name)
+            while True:
+                self._run_once()
+                self.slot.stats.worker_restarts += 1
+
+    def _run_once(self) -> None:
+        started = time.monotonic()
+        try:
+            self._prompt_worker(self.queue, self._server)
+            error: BaseException = RuntimeError("the host's worker returned")
+        except BaseException as raised:  # Whatever a node raises ends this job, never the slot.
+            error = raised
+        self.slot.is_ready = False
+        failed = self._end_jobs(error)
+        error.__traceback__ = None  # Its frames hold the dead executor, and with it device memory.
+        del error
+        if time.monotonic() - started > _HEALTHY_AFTER_S or failed:
+            self._pause_s = _FIRST_PAUSE_S
+        logger.error("%s: worker died; starting it again in %.1f s", self.slot.name, self._pause_s)
+        time.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+
+    def _end_jobs(self, error: BaseException) -> bool:
+        """End the slot's job as an error; whether it had one."""
+        try:
+            return bool(self.queue.fail_running(error))
+        except BaseException as raised:  # So may what nodes have put around the queue's and the server's methods.
+            logger.error("%s: %r while a job was ended as an error", self.slot.name, raised)
+            return True
+
+
+def start_workers(front: Any, prompt_worker: Callable[[Any, Any], None]) -> None:
+    """Start one worker per slot; the calling thread, the host's own, becomes the first slot's.
+
+    What the imports made stays, so garbage collections need not look at it: the host collects after jobs, on every
+    slot, and all slots stand still meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
+    workers = [Worker(queue.slot, queue, prompt_worker, front.server) for queue in front.slot_queues]
+    for worker in workers[1:]:
+        worker.start()
+    workers[0].run()
+
+
+def _thread_name(slot: Slot) -> str:
+    return f"slot-{slot.index}-{slot.device}"

@@ -1,0 +1,1 @@
+"""Weight files in RAM: one copy for all slots."""

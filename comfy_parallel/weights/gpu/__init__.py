@@ -1,0 +1,1 @@
+"""Weights on GPUs: how they get there."""

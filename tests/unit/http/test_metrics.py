@@ -1,0 +1,100 @@
+"""`GET /metrics` is what Prometheus can read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.graphs.stepper import StepStats
+from comfy_parallel.http import metrics
+from tests.fakes import failed, host_item, make_front, run_next, take
+
+LABELS = ("gpu_id", "device", "outcome", "kind", "reason")
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfy_parallel.slots.device.memory", lambda device: {"total_bytes": 80, "free_bytes": 30})
+
+
+def samples(front: Any) -> dict[tuple[str, ...], float]:
+    """Each sample's value by its name and its labels' values, in the order of LABELS."""
+    families = text_string_to_metric_families(metrics.exposition(front).decode())
+    return {
+        (
+            sample.name.removeprefix("comfy_parallel_"),
+            *(sample.labels[label] for label in LABELS if label in sample.labels),
+        ): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_an_idle_server_shows_every_series_as_zero(front: Any) -> None:
+    values = samples(front)
+    counters = ("busy_seconds_total", "wait_seconds_total", "out_of_memory_total", "worker_restarts_total")
+    for slot in (("0", "cuda:0"), ("1", "cuda:1")):
+        for name in (*counters, "slot_running"):
+            assert values[(name, *slot)] == 0
+        for outcome in ("succeeded", "failed", "interrupted"):
+            assert values[("jobs_total", *slot, outcome)] == 0
+    assert [values["jobs_pending", gpu_id] for gpu_id in ("0", "1", "auto")] == [0, 0, 0]
+
+
+def test_jobs_are_counted(front: Any) -> None:
+    first, second = front.slot_queues
+    first.put(host_item("a"))
+    run_next(first)
+    first.put(host_item("b"))
+    run_next(first, failed(("execution_error", {"exception_type": "OutOfMemoryError"})))
+    second.put(host_item("running"))
+    take(second)
+    second.put(host_item("pinned"))
+    front.put(host_item("open"))
+    front.put(host_item("also open"))
+    values = samples(front)
+    assert values["jobs_total", "0", "cuda:0", "succeeded"] == 1
+    assert values["jobs_total", "0", "cuda:0", "failed"] == 1
+    assert values["out_of_memory_total", "0", "cuda:0"] == 1
+    assert values["slot_running", "1", "cuda:1"] == 1
+    assert [values["jobs_pending", gpu_id] for gpu_id in ("0", "1", "auto")] == [0, 1, 2]
+
+
+def test_memory_is_shown_once_per_device() -> None:
+    values = samples(make_front("cpu", "cpu"))
+    memory = {key: value for key, value in values.items() if key[0] == "device_memory_bytes"}
+    assert memory == {
+        ("device_memory_bytes", "cpu", "total"): 80,
+        ("device_memory_bytes", "cpu", "free"): 30,
+    }
+
+
+def test_graph_stepping_is_counted(front: Any) -> None:
+    stats = StepStats(captures=2, replays=40, eager=Counter({"first of its kind": 2, 'a "quoted" reason': 7}))
+    front.slot_queues[1].slot.values[per_slot._steppers] = SimpleNamespace(stats=stats, size_bytes=1 << 20)
+    values = samples(front)
+    assert values["graph_captures_total", "1", "cuda:1"] == 2
+    assert values["graph_replays_total", "1", "cuda:1"] == 40
+    assert values["graph_bytes", "1", "cuda:1"] == 1 << 20
+    assert values["eager_steps_total", "1", "cuda:1", "first of its kind"] == 2
+    assert values["eager_steps_total", "1", "cuda:1", 'a "quoted" reason'] == 7
+    assert not [key for key in values if key[0].startswith(("graph", "eager")) and key[1] == "0"]
+
+
+def test_every_family_has_help_and_a_type(front: Any) -> None:
+    text = metrics.exposition(front).decode()
+    families = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
+    assert families == {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert all(name.startswith("comfy_parallel_") for name in families)
+
+
+def test_the_content_type_is_that_of_the_text_format() -> None:
+    assert metrics.CONTENT_TYPE.startswith("text/plain")
