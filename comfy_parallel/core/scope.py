@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
 
 HEADER = "X-TARGET-GPU"
@@ -75,12 +76,7 @@ def parse_target(value: Any, num_slots: int, where: str) -> int | str:
         choices = "0" if num_slots == 1 else f"a whole number from 0 to {num_slots - 1}"
         raise BadRequest(
             "invalid_target_gpu",
-            f"{where} is {_shown(value)}, which names no slot",
+            f"{where} is {shown(value)}, which names no slot",
             f"set {where} to {choices}, or to {AUTO}, or leave it out",
         )
     return text
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

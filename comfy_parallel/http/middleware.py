@@ -1,23 +1,19 @@
-"""The HTTP side: which slot a request means, checks of what it carries, and the routes we add."""
+"""Around the host's routes: which slot a request means, checks of what it carries, completed replies."""
 
 from __future__ import annotations
 
-import json
-import logging
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from comfy_parallel.core.scope import BODY_FIELD, HEADER, Scope, parse_target, scoped
+from comfy_parallel.core.scope import HEADER, Scope, scoped
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.host import facts
-from comfy_parallel.http import checks, preload, status
+from comfy_parallel.http import checks, replies, routes, status
+from comfy_parallel.http.targets import check_body_target, header_target
 from comfy_parallel.slots.slot import slots
-from comfy_parallel.weights import report
-
-logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,7 +25,7 @@ class Rule:
     check: Callable[[dict[str, Any]], None] | None = None
     may_be_empty: bool = False
     scope: Callable[[Scope, dict[str, Any]], None] | None = None
-    complete: Callable[[bytes, Any], bytes] | None = None
+    complete: Callable[[Any, bytes], bytes] | None = None
 
 
 def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> None:
@@ -40,39 +36,7 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
     server.app.middlewares.append(_scope_middleware(server, front))
     if allows_origins:
         server.app.middlewares.insert(0, _cors_middleware)
-    _add_routes(server.routes, front, models_of)
-
-
-def _add_routes(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:
-    @routes.get("/queue/all")
-    async def queue_all(request: web.Request) -> web.Response:
-        return web.Response(text=status.queue_all_json(front, models_of), content_type="application/json")
-
-    @routes.get("/debug/queues")
-    async def debug_queues(request: web.Request) -> web.Response:
-        return web.json_response(status.debug_queues(front))
-
-    @routes.get("/parallel/weights")
-    async def weights(request: web.Request) -> web.Response:
-        return web.json_response(report.weights_json(facts.weight_name))
-
-    @routes.post("/parallel/preload")
-    async def preload_files(request: web.Request) -> web.Response:
-        try:
-            data = checks.parse_object(await request.read(), charset=request.charset or "utf-8")
-            files, gpu_ids = preload.check_request(data, _header_target(request))
-            prompt = preload.make_prompt(files, facts.weight_files)
-        except BadRequest as error:
-            return _refusal(error)
-        return web.json_response({"jobs": preload.submit(front.server, prompt, gpu_ids)})
-
-    @routes.get("/metrics")
-    async def prometheus(request: web.Request) -> web.Response:
-        try:
-            from comfy_parallel.http import metrics
-        except ModuleNotFoundError as error:
-            return web.Response(status=501, text=f"{error}; run: pip install prometheus-client\n")
-        return web.Response(body=metrics.exposition(front), headers={"Content-Type": metrics.CONTENT_TYPE})
+    routes.add_routes(server.routes, front, models_of)
 
 
 def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
@@ -92,9 +56,9 @@ def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler
             with scoped(scope):
                 response = await handler(request)
         except BadRequest as error:
-            return _refusal(error)
+            return replies.refusal(error)
         if rule.complete is not None:
-            _complete(response, rule, front)
+            replies.complete(response, functools.partial(rule.complete, front))
         return response
 
     return scope_middleware
@@ -113,18 +77,17 @@ async def _cors_middleware(request: web.Request, handler: Handler) -> web.Stream
 async def _submit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """`POST /prompt`. The body is checked in the host's handler, by `check_prompt`, so that it is parsed once."""
     try:
-        scope = Scope(target=_header_target(request))
+        scope = Scope(target=header_target(request))
         with scoped(scope):
             response = await handler(request)
     except BadRequest as error:
-        return _refusal(error)
+        return replies.refusal(error)
     except (ValueError, LookupError, RecursionError):
         refusal = await _refusal_of_body(request)
         if refusal is None:
             raise
         return refusal
-    if response.status == 200 and isinstance(response, web.Response) and isinstance(response.body, bytes):
-        response.body = _with_gpu_id(response.body, scope.placed)
+    replies.complete(response, functools.partial(replies.with_gpu_id, scope.placed))
     return response
 
 
@@ -133,12 +96,12 @@ async def _refusal_of_body(request: web.Request) -> web.Response | None:
     try:
         checks.parse_object(await request.read(), charset=request.charset or "utf-8")
     except BadRequest as error:
-        return _refusal(error)
+        return replies.refusal(error)
     return None
 
 
 async def _scope_of(request: web.Request, rule: Rule) -> Scope:
-    scope = Scope(target=_header_target(request))
+    scope = Scope(target=header_target(request))
     data: dict[str, Any] = {}
     if rule.check is not None:
         charset = request.charset or "utf-8"
@@ -149,15 +112,6 @@ async def _scope_of(request: web.Request, rule: Rule) -> Scope:
     if rule.scope is not None:
         rule.scope(scope, data)
     return scope
-
-
-def _header_target(request: web.Request) -> int | str | None:
-    if HEADER not in request.headers:
-        return None
-    values = set(request.headers.getall(HEADER))
-    if len(values) > 1:
-        raise BadRequest("invalid_target_gpu", f"{HEADER} is given {len(values)} times", f"send {HEADER} once")
-    return parse_target(values.pop(), len(slots()), HEADER)
 
 
 def _scope_to_slot(scope: Scope, data: dict[str, Any]) -> None:
@@ -172,9 +126,7 @@ def check_prompt(data: Any) -> None:
     """
     checks.check_object(data)
     checks.check_prompt(data)
-    target = data.get("extra_data", {}).get(BODY_FIELD)
-    if target is not None:
-        parse_target(target, len(slots()), f"extra_data.{BODY_FIELD}")
+    check_body_target(data)
 
 
 def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
@@ -186,35 +138,6 @@ def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
 def _slot_of_client(client_id: str | None) -> int | None:
     runs = [slot.index for slot in slots() if slot.run is not None and client_id and slot.run.client_id == client_id]
     return runs[0] if runs else None
-
-
-def _with_gpu_id(reply: bytes, gpu_id: int | None) -> bytes:
-    """Adds to the JSON object as text: this is on the way of every job."""
-    if b'"prompt_id"' not in reply:
-        return reply
-    return b'%b, "gpu_id": %b}' % (reply.rstrip()[:-1], b"null" if gpu_id is None else b"%d" % gpu_id)
-
-
-def _add_gpu_ids(reply: bytes, front: Any) -> bytes:
-    """The newer hosts' job list: say of each job which slot runs or ran it."""
-    data = json.loads(reply)
-    for job in data.get("jobs", [data]):
-        if isinstance(job, dict) and "id" in job:
-            job["gpu_id"] = front.gpu_id_of(job["id"])
-    return json.dumps(data).encode()
-
-
-def _complete(response: web.StreamResponse, rule: Rule, front: Any) -> None:
-    if response.status != 200 or not isinstance(response, web.Response) or not isinstance(response.body, bytes):
-        return
-    assert rule.complete is not None
-    response.body = rule.complete(response.body, front)
-
-
-def _refusal(error: BadRequest) -> web.Response:
-    logger.warning("request refused: %s; %s", error.message, error.details)
-    details = {"type": error.type, "message": error.message, "details": error.details, "extra_info": {}}
-    return web.json_response({"error": details, "node_errors": {}}, status=400)
 
 
 def _rule(method: str, path: str) -> Rule | None:
@@ -231,5 +154,5 @@ _RULES = {
     ("POST", "/free"): Rule(check=lambda data: None, scope=_scope_to_slot),
     ("GET", "/history"): Rule(),
     ("POST", "/history"): Rule(check=checks.check_queue_change),
-    ("GET", "/jobs"): Rule(complete=_add_gpu_ids),
+    ("GET", "/jobs"): Rule(complete=replies.add_gpu_ids),
 }

@@ -1,0 +1,47 @@
+"""Replies: refusals in the host's shape, and what we add to replies of the host."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from comfy_parallel.core.shown import clipped
+from comfy_parallel.errors import BadRequest
+
+logger = logging.getLogger(__name__)
+
+_MOST = 2000  # characters of a sentence in a reply
+
+
+def refusal(error: BadRequest) -> web.Response:
+    """The 400 reply for a request that cannot be acted on; the reason is logged."""
+    message, details = clipped(error.message, _MOST), clipped(error.details, _MOST)
+    logger.warning("request refused: %s; %s", message, details)
+    reason = {"type": error.type, "message": message, "details": details, "extra_info": {}}
+    return web.json_response({"error": reason, "node_errors": {}}, status=400)
+
+
+def complete(response: web.StreamResponse, add: Callable[[bytes], bytes], *, status: int = 200) -> None:
+    """Put `add(body)` in the place of the host's reply, if it has this status and a body."""
+    if response.status == status and isinstance(response, web.Response) and isinstance(response.body, bytes):
+        response.body = add(response.body)
+
+
+def with_gpu_id(gpu_id: int | None, reply: bytes) -> bytes:
+    """Add a submitted job's slot to the JSON object as text: this is on the way of every job."""
+    if b'"prompt_id"' not in reply:
+        return reply
+    return b'%b, "gpu_id": %b}' % (reply.rstrip()[:-1], b"null" if gpu_id is None else b"%d" % gpu_id)
+
+
+def add_gpu_ids(front: Any, reply: bytes) -> bytes:
+    """The newer hosts' job list: say of each job which slot runs or ran it."""
+    data = json.loads(reply)
+    for job in data.get("jobs", [data]):
+        if isinstance(job, dict) and "id" in job:
+            job["gpu_id"] = front.gpu_id_of(job["id"])
+    return json.dumps(data).encode()

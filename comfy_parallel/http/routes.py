@@ -1,0 +1,56 @@
+"""The routes that we add to the host's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from comfy_parallel.errors import BadRequest
+from comfy_parallel.host import facts
+from comfy_parallel.http import checks, preload, replies, status
+from comfy_parallel.http.targets import header_target
+from comfy_parallel.weights import report
+
+
+def add_routes(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:
+    """Add them, before the host builds its routing table."""
+    _add_status(routes, front, models_of)
+    _add_preload(routes, front)
+    _add_metrics(routes, front)
+
+
+def _add_status(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:
+    @routes.get("/queue/all")
+    async def queue_all(request: web.Request) -> web.Response:
+        return web.Response(text=status.queue_all_json(front, models_of), content_type="application/json")
+
+    @routes.get("/debug/queues")
+    async def debug_queues(request: web.Request) -> web.Response:
+        return web.json_response(status.debug_queues(front))
+
+    @routes.get("/parallel/weights")
+    async def weights(request: web.Request) -> web.Response:
+        return web.json_response(report.weights_json(facts.weight_name))
+
+
+def _add_preload(routes: web.RouteTableDef, front: Any) -> None:
+    @routes.post("/parallel/preload")
+    async def preload_files(request: web.Request) -> web.Response:
+        try:
+            data = checks.parse_object(await request.read(), charset=request.charset or "utf-8")
+            files, gpu_ids = preload.check_request(data, header_target(request))
+            prompt = preload.make_prompt(files, facts.weight_files)
+        except BadRequest as error:
+            return replies.refusal(error)
+        return web.json_response({"jobs": preload.submit(front.server, prompt, gpu_ids)})
+
+
+def _add_metrics(routes: web.RouteTableDef, front: Any) -> None:
+    @routes.get("/metrics")
+    async def prometheus(request: web.Request) -> web.Response:
+        try:
+            from comfy_parallel.http import metrics
+        except ModuleNotFoundError as error:
+            return web.Response(status=501, text=f"{error}; run: pip install prometheus-client\n")
+        return web.Response(body=metrics.exposition(front), headers={"Content-Type": metrics.CONTENT_TYPE})
