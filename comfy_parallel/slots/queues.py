@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from comfy_parallel.core import schedule, scope
-from comfy_parallel.errors import HostMismatch
+from comfy_parallel.slots.host_worker import RunWorker, worker_of
 from comfy_parallel.slots.items import SENSITIVE, QueueItem, client_of, error_event
 from comfy_parallel.slots.slot import Run, Slot, current_slot, interrupt_job
 
@@ -33,10 +33,10 @@ class Snapshot(NamedTuple):
     unassigned: list[QueueItem]
 
 
-def build_queue_class(host_class: type, on_first_get: Callable[[Any, Callable[..., Any]], None]) -> type:
+def build_queue_class(host_class: type, on_first_get: Callable[[Any, RunWorker], None]) -> type:
     """A subclass of the host's `PromptQueue` to stand in its place.
 
-    `on_first_get(front, prompt_worker)` is called once, on the host's worker thread, and does not return.
+    `on_first_get(front, run_worker)` is called once, on the host's worker thread, and does not return.
     """
     slot_class = type("SlotPromptQueue", (SlotQueue, host_class), {"__module__": host_class.__module__})
     namespace = {
@@ -53,7 +53,7 @@ class FrontQueue:
     """The host-facing queue: holds jobs that any slot may take and speaks for all slots."""
 
     _slot_class: type
-    _on_first_get: Callable[[Any, Callable[..., Any]], None]
+    _on_first_get: Callable[[Any, RunWorker], None]
 
     def __init__(self, server: Any) -> None:
         self.slot_queues: list[Any] = []
@@ -121,11 +121,7 @@ class FrontQueue:
         if self._is_adopted:
             raise RuntimeError("Jobs are taken by slots: use PromptServer.instance.prompt_queues[i].get()")
         self._is_adopted = True
-        frame = sys._getframe(1)
-        worker = frame.f_globals.get(frame.f_code.co_name)
-        if not callable(worker):
-            raise HostMismatch(f"{frame.f_code.co_name}: the host's worker is no module-level function")
-        self._on_first_get(self, worker)
+        self._on_first_get(self, worker_of(sys._getframe(1), self))
         raise RuntimeError("The slots have stopped; restart ComfyUI")
 
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:

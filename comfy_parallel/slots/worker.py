@@ -6,10 +6,10 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.slots import device
+from comfy_parallel.slots.host_worker import RunWorker
 from comfy_parallel.slots.slot import Slot, entered, slots
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,11 @@ _HEALTHY_AFTER_S = 60.0
 
 
 class Worker:
-    """Runs `prompt_worker(queue, server)` for one slot, for as long as the process lives."""
+    """Runs the host's worker for one slot, for as long as the process lives."""
 
-    def __init__(self, slot: Slot, queue: Any, prompt_worker: Callable[[Any, Any], None], server: Any) -> None:
+    def __init__(self, slot: Slot, queue: Any, run_worker: RunWorker) -> None:
         self.slot, self.queue = slot, queue
-        self._prompt_worker, self._server = prompt_worker, server
+        self._run_worker = run_worker
         self._pause_s = _FIRST_PAUSE_S
 
     def start(self) -> None:
@@ -44,7 +44,7 @@ class Worker:
     def _run_once(self) -> None:
         started = time.monotonic()
         try:
-            self._prompt_worker(self.queue, self._server)
+            self._run_worker(self.queue)
             error: BaseException = RuntimeError("the host's worker returned")
         except BaseException as raised:  # Whatever a node raises ends this job, never the slot.
             error = raised
@@ -67,7 +67,7 @@ class Worker:
             return True
 
 
-def start_workers(front: Any, prompt_worker: Callable[[Any, Any], None]) -> None:
+def start_workers(front: Any, run_worker: RunWorker) -> None:
     """Start one worker per slot; the calling thread, the host's own, becomes the first slot's.
 
     What the imports made stays, so garbage collections need not look at it: the host collects after jobs, on every
@@ -75,7 +75,7 @@ def start_workers(front: Any, prompt_worker: Callable[[Any, Any], None]) -> None
     """
     gc.collect()
     gc.freeze()
-    workers = [Worker(queue.slot, queue, prompt_worker, front.server) for queue in front.slot_queues]
+    workers = [Worker(queue.slot, queue, run_worker) for queue in front.slot_queues]
     for worker in workers[1:]:
         worker.start()
     workers[0].run()

@@ -63,7 +63,7 @@ def one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_worker(front: Any, prompt_worker: Callable[[Any, Any], None], index: int = 0) -> None:
     queue = front.slot_queues[index]
     with pytest.raises(Ended):
-        Worker(queue.slot, queue, prompt_worker, front.server).run()
+        Worker(queue.slot, queue, lambda own: prompt_worker(own, front.server)).run()
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_every_slot_gets_a_worker_and_the_hosts_thread_is_the_first(bound: list[
         threading.Event().wait()
 
     def host_thread() -> None:
-        start_workers(front, prompt_worker)
+        start_workers(front, lambda own: prompt_worker(own, front.server))
 
     thread = threading.Thread(target=host_thread, daemon=True)
     thread.start()
