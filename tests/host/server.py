@@ -29,6 +29,7 @@ STOP_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.05
 LOG_TAIL_CHARS = 6000
+TRUST_TEST_NODES = f"auto,comfy_parallel_test_{NODES_DIR.name}=trust"  # Their jobs meet in process-wide state.
 
 
 def without_front_end(directory: Path) -> list[str]:
@@ -65,6 +66,7 @@ class HostServer:
         env: more environment variables; they win over the defaults, and None takes one away.
         args: more command line arguments for main.py.
         link: install this repository and the test nodes as custom nodes.
+        packs: folders of more custom nodes.
         is_cpu: start it with --cpu.
         may_be_stock: accept a host whose scheduler stayed off although slots were asked for.
     """
@@ -78,6 +80,7 @@ class HostServer:
         env: Mapping[str, str | None] | None = None,
         args: Sequence[str] = (),
         link: bool = True,
+        packs: Iterable[Path] = (),
         is_cpu: bool = True,
         may_be_stock: bool = False,
     ) -> None:
@@ -91,7 +94,7 @@ class HostServer:
         self.log_path = self.base_dir / "comfyui.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._websockets: list[WebSocketClient] = []
-        self._make_base_dir(link)
+        self._make_base_dir(link, packs)
 
     @property
     def url(self) -> str:
@@ -218,10 +221,11 @@ class HostServer:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
-    def _make_base_dir(self, link: bool) -> None:
+    def _make_base_dir(self, link: bool, packs: Iterable[Path]) -> None:
         for name in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (self.base_dir / name).mkdir(parents=True, exist_ok=True)
         links = {"comfy_parallel": REPO_DIR, "comfy_parallel_test_nodes": NODES_DIR} if link else {}
+        links |= {pack.name: pack for pack in packs}
         for name, target in links.items():
             path = self.base_dir / "custom_nodes" / name
             if not path.is_symlink():
@@ -238,6 +242,7 @@ class HostServer:
         if self.slots is not None:
             environment["COMFY_MULTI_GPU_SCHED"] = "1"
             environment["COMFY_PARALLEL_DEVICES"] = self.slots  # "" leaves the choice to the scheduler
+            environment["COMFY_PARALLEL_PACKS"] = TRUST_TEST_NODES
         environment.update({name: value for name, value in self.env.items() if value is not None})
         return {name: value for name, value in environment.items() if self.env.get(name, value) is not None}
 

@@ -27,7 +27,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 from server import PromptServer
 
-from . import gpu, graphs
+from . import gpu, graphs, overlap
 from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"
@@ -470,4 +470,4 @@ NODE_CLASS_MAPPINGS = {
         CPTRequeue,
         CPTExpand,
     )
-} | gpu.NODES | graphs.NODES | isolation.NODES | weights.NODES
+} | gpu.NODES | graphs.NODES | isolation.NODES | overlap.NODES | weights.NODES

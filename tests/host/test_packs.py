@@ -1,0 +1,247 @@
+"""Jobs of packs that keep state for the whole process: two at once give what each gives alone on stock ComfyUI.
+
+The packs in tests/host/packs do what well-known packs do, a kind in each. Two jobs go through them step by step
+together, unless the scheduler runs such jobs alone; a plain job beside them and one after them must be stock's too.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import MakeServer
+from tests.host.jobs import new_key, outcome, shown
+from tests.host.server import JSON, NODES_DIR, POLL_S, HostServer
+from tests.host.workflows import Workflow, node, txt2img, with_loras
+
+pytestmark = pytest.mark.host
+
+PACKS_DIR = Path(__file__).with_name("packs")
+PACKS = sorted(path for path in PACKS_DIR.iterdir() if (path / "__init__.py").is_file())
+SLOTS = "cpu,cpu,cpu"
+Values = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(make_module_server: MakeServer) -> HostServer:
+    return make_module_server(slots=SLOTS, packs=PACKS)
+
+
+@pytest.fixture(scope="module")
+def stock(make_module_server: MakeServer) -> HostServer:
+    """A host without this repository, with the packs and the test nodes."""
+    return make_module_server(slots=None, link=False, packs=[*PACKS, NODES_DIR])
+
+
+def told(class_type: str, **inputs: Any) -> Workflow:
+    """Shows what a pack's node returns as text."""
+    return {"pack": node(class_type, **inputs), "out": node("CPTOut", value=["pack", 0])}
+
+
+def digest(workflow: Workflow, of: str) -> Workflow:
+    """Shows a hash of what a node of this workflow makes, a latent or an image, instead of saving it."""
+    kept = {name: made for name, made in workflow.items() if name not in ("save", "decode")}
+    return {**kept, "hash": node("CPTDigest", value=[of, 0]), "out": node("CPTOut", value=["hash", 0])}
+
+
+def plain(seed: int) -> Workflow:
+    return digest(txt2img(seed, steps=2), "sampler")
+
+
+def plain_beside(seed: int, key: str, parties: int) -> Workflow:
+    """Samples while the other jobs are between their swap and their end."""
+    workflow = plain(seed)
+    latent, before, after = workflow["latent"], "first swapped,both swapped", "both done,first put back"
+    gate = {"key": key, "parties": parties}
+    workflow["empty"], workflow["latent"] = latent, node("CPTOverlap", value=["empty", 0], stages=before, **gate)
+    workflow["after"] = node("CPTOverlap", value=["sampler", 0], stages=after, **gate)
+    workflow["hash"]["inputs"]["value"] = ["after", 0]
+    return workflow
+
+
+def sampled(class_type: str, seed: int, gain: float, key: str, role: str, parties: int) -> Workflow:
+    """A job whose KSampler is a pack's."""
+    workflow = txt2img(seed, steps=2)
+    inputs = workflow["sampler"]["inputs"]
+    workflow["sampler"] = node(class_type, **inputs, gain=gain, key=key, role=role, parties=parties)
+    return digest(workflow, "sampler")
+
+
+def outcomes(server: HostServer, workflows: list[Workflow]) -> list[Any]:
+    """Run workflow i on slot i, all at once; what each showed."""
+    ids = [server.submit(workflow, slot)["prompt_id"] for slot, workflow in enumerate(workflows)]
+    entries = server.wait(ids, timeout_s=240)
+    return [result(entries[job_id]) for job_id in ids]
+
+
+def result(entry: JSON) -> Any:
+    """What a job showed; how it ended, if not well."""
+    return shown(entry) if outcome(entry) == "success" else entry["status"]["messages"][-1]
+
+
+def alone(stock: HostServer, workflow: Workflow) -> Any:
+    return result(stock.run(workflow))
+
+
+def check_pairs(server: HostServer, stock: HostServer, class_type: str, first: Values, second: Values) -> None:
+    """Two jobs of a pack's node at once show what each shows alone."""
+    key = new_key()
+    both = [told(class_type, **inputs, key=key, parties=2) for inputs in (first, second)]
+    expected = [alone(stock, told(class_type, **inputs, key="", parties=1)) for inputs in (first, second)]
+    assert outcomes(server, both) == expected
+
+
+def check_plain(server: HostServer, stock: HostServer, slots: tuple[int, ...] = (0, 1, 2)) -> None:
+    """A plain job gives stock's bytes on each of these slots, whatever ran there before."""
+    seed = hash(new_key()) & 0xFFFF
+    ids = [server.submit(plain(seed), slot)["prompt_id"] for slot in slots]
+    entries = server.wait(ids)
+    assert {result(entries[job_id]) for job_id in ids} == {alone(stock, plain(seed))}
+
+
+# A host function, a class attribute or a method is swapped for the length of a job.
+
+
+@pytest.mark.parametrize("class_type", ["PackSwapsFunction", "PackSwapsMethod"])
+def test_what_a_job_swaps_and_puts_back_is_its_own(server: HostServer, stock: HostServer, class_type: str) -> None:
+    key = new_key()
+    expected = [
+        alone(stock, sampled(class_type, 1, 1.25, "", "first", 1)),
+        alone(stock, sampled(class_type, 2, 0.75, "", "second", 1)),
+        alone(stock, plain(3)),
+    ]
+    assert len(set(map(str, expected))) == 3
+    jobs = [sampled(class_type, 1, 1.25, key, "first", 3), sampled(class_type, 2, 0.75, key, "second", 3)]
+    assert outcomes(server, [*jobs, plain_beside(3, key, 3)]) == expected
+    check_plain(server, stock)
+
+
+def test_what_a_job_swaps_and_leaves_stays_on_its_slot(server: HostServer, stock: HostServer) -> None:
+    """Stock ComfyUI keeps such a function for all later jobs: so may the slot, but no other."""
+    key = new_key()
+    beside, after = alone(stock, plain(3)), alone(stock, plain(4))
+    leaving = [(1, 2.0, "first"), (2, 0.5, "second")]
+    jobs = [sampled("PackLeavesNoise", seed, gain, key, role, 3) for seed, gain, role in leaving]
+    shown_by = outcomes(server, [*jobs, plain_beside(3, key, 3)])
+    assert shown_by[2] == beside
+    assert result(server.run(plain(4), 2)) == after
+    for slot, (seed, gain, _role) in enumerate(leaving):
+        assert shown_by[slot] == alone(stock, sampled("PackLeavesNoise", seed, gain, "", "first", 1))
+        assert result(server.run(plain(4), slot)) in (after, alone(stock, plain(4)))
+    for host, slots in ((stock, [None]), (server, [0, 1, 2])):
+        for number in slots:
+            host.run(told("PackPutsNoiseBack"), number)
+    check_plain(server, stock)
+
+
+# Data of a job between two of its own steps.
+
+
+@pytest.mark.parametrize("store", ["global", "module", "list", "object", "class"])
+def test_a_store_of_images_holds_only_the_own_job_s(server: HostServer, stock: HostServer, store: str) -> None:
+    def job(colour: int, key: str, parties: int) -> Workflow:
+        image = node("EmptyImage", width=16, height=16, batch_size=1, color=colour)
+        tiles = node("PackStoresTiles", image=["image", 0], store=store, key=key, parties=parties)
+        return {"image": image, "tiles": tiles, "out": node("CPTOut", value=["tiles", 0])}
+
+    key = new_key()
+    colours = (0xFF0000, 0x00FF00, 0x0000FF)
+    expected = [alone(stock, job(colour, "", 1)) for colour in colours]
+    assert expected == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert outcomes(server, [job(colour, key, 3) for colour in colours]) == expected
+
+
+@pytest.mark.parametrize("kind", ["registry", "generator", "counter", "object"])
+def test_what_a_job_s_next_node_looks_up_is_its_own(server: HostServer, stock: HostServer, kind: str) -> None:
+    def job(start: int, key: str, parties: int) -> Workflow:
+        keys = {"key": key, "parties": parties}
+        begin = node("PackBegins", start=start, **keys)
+        take = node("PackTakes", batch=["begin", 0], times=3, kind=kind, **keys)
+        return {"begin": begin, "take": take, "out": node("CPTOut", value=["take", 0])}
+
+    key = new_key()
+    assert outcomes(server, [job(start, key, 2) for start in (100, 200)]) == [
+        alone(stock, job(start, "", 1)) for start in (100, 200)
+    ]
+
+
+def test_the_current_context_is_the_own_job_s(server: HostServer, stock: HostServer) -> None:
+    check_pairs(server, stock, "PackContext", {"text": "one"}, {"text": "two"})
+
+
+def test_what_a_function_remembers_is_the_own_job_s(server: HostServer, stock: HostServer) -> None:
+    check_pairs(server, stock, "PackMemoises", {"strength": 0.25}, {"strength": 0.75})
+
+
+def test_what_a_node_keeps_on_its_class_is_the_own_job_s(server: HostServer, stock: HostServer) -> None:
+    check_pairs(server, stock, "PackKeepsOnClass", {"strength": 0.25}, {"strength": 0.75})
+
+
+# A model that a pack keeps and hands to every slot.
+
+
+def cached_loader(strength: float, seed: int, key: str, parties: int) -> Workflow:
+    loading = {"lora_name": "lora.safetensors", "strength": strength, "key": key, "parties": parties}
+    workflow = {**txt2img(seed, steps=2), "ckpt": node("PackCachedLoader", ckpt_name="a.safetensors", **loading)}
+    gate = {"key": key, "parties": parties, "stages": "encoded"}
+    workflow["latent"], workflow["empty"] = node("CPTOverlap", value=["empty", 0], **gate), workflow["latent"]
+    return digest({**workflow, "image": workflow["decode"]}, "image")
+
+
+def test_a_model_that_a_pack_hands_to_two_slots_gives_each_its_own_images(
+    server: HostServer, stock: HostServer
+) -> None:
+    strengths = (0.2, 0.9)
+    for round_number in range(3):  # at first it may be two models
+        key = new_key()
+        expected = [alone(stock, cached_loader(s, 7 + round_number, "", 1)) for s in strengths]
+        assert expected[0] != expected[1]
+        assert outcomes(server, [cached_loader(s, 7 + round_number, key, 2) for s in strengths]) == expected
+    lora = digest(with_loras(txt2img(9, steps=2), 0.9), "sampler")
+    assert outcomes(server, [lora, lora]) == [alone(stock, lora)] * 2
+    check_plain(server, stock)
+
+
+# Devices and settings.
+
+
+@pytest.mark.parametrize("class_type", ["PackChoosesDevice"])
+def test_the_device_that_a_job_chooses_is_for_its_own_slot(
+    server: HostServer, stock: HostServer, class_type: str
+) -> None:
+    check_pairs(server, stock, class_type, {"device": "cpu:0"}, {"device": "meta"})
+
+
+def test_the_device_that_a_pack_keeps_is_one_per_slot(server: HostServer) -> None:
+    key = new_key()
+    jobs = [told("PackFirstDevice", device=f"of slot {slot}", key=key, parties=3) for slot in range(3)]
+    assert outcomes(server, jobs) == [f"of slot {slot}" for slot in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["args", "precision", "accumulation"])
+def test_settings_that_a_job_flips_do_not_reach_other_slots(server: HostServer, stock: HostServer, kind: str) -> None:
+    check_pairs(server, stock, "PackFlips", {"kind": kind, "on": True}, {"kind": kind, "on": False})
+
+
+# What a node shares with a route of the server must stay one.
+
+
+def test_an_answer_by_http_reaches_the_job_that_waits_for_it(server: HostServer) -> None:
+    questions = [new_key() for _ in range(3)]
+    ids = [server.submit(told("PackAsks", question=text), slot)["prompt_id"] for slot, text in enumerate(questions)]
+    for number in (2, 0, 1):
+        answer(server, questions[number], f"answer {number}")
+    entries = server.wait(ids)
+    assert [result(entries[job_id]) for job_id in ids] == [f"answer {number} answer {number}" for number in range(3)]
+
+
+def answer(server: HostServer, question: str, text: str) -> None:
+    """Answer as soon as the job asks."""
+    deadline = time.monotonic() + 30
+    body = {"question": question, "answer": text}
+    while server.request("POST", "/test_packs/answer", body)[0] != 200:
+        assert time.monotonic() < deadline, f"no job asks {question}"
+        time.sleep(POLL_S)
