@@ -1,0 +1,34 @@
+"""What a look at a node pack's source finds, and what is done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PER_SLOT = "per slot"
+SHARED = "shared"
+ALONE = "alone"
+TREATMENTS = (PER_SLOT, SHARED, ALONE)
+
+MODULE_STATE = "module state"  # a global name of the pack's that functions rebind or change
+CLASS_STATE = "class state"  # the same of a class attribute
+HOST_WRITE = "host write"  # a name of a module, class or settings object that is not the pack's
+SWITCH = "switch"  # a setting that torch keeps once per process, outside Python
+DEVICE = "device"  # a device that was chosen when the pack was imported
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a pack's code changes for the whole process while jobs run.
+
+    `file` is relative to the pack's folder; `name` is dotted for attributes. `classes` are the node classes whose
+    code reaches the change; none means that it cannot be told which do.
+    """
+
+    kind: str
+    name: str
+    file: str
+    line: int
+    treatment: str
+    reason: str = ""
+    classes: frozenset[str] = frozenset()
+    defined_in: str = ""  # the file whose name it is, where that is another one than `file`

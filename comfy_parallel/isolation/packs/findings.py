@@ -1,0 +1,242 @@
+"""Find what a node pack changes for the whole process while jobs run, and say how it is treated."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from comfy_parallel.isolation.packs.callers import Callers
+from comfy_parallel.isolation.packs.finding import (
+    ALONE,
+    CLASS_STATE,
+    DEVICE,
+    HOST_WRITE,
+    MODULE_STATE,
+    PER_SLOT,
+    SHARED,
+    SWITCH,
+    Finding,
+)
+from comfy_parallel.isolation.packs.sources import Pack, Thing
+from comfy_parallel.isolation.packs.table import OVERRIDES
+from comfy_parallel.isolation.packs.uses import Change, Unit, set_by_methods, units
+
+_EMPTY_MAKERS = {"dict", "list", "set", "OrderedDict", "defaultdict", "deque", "Counter", "WeakValueDictionary"}
+_PLAIN_MAKERS = _EMPTY_MAKERS | {"SimpleNamespace", "Namespace", "WeakKeyDictionary", "bytearray", "copy", "deepcopy"}
+_SAFE_MAKERS = {
+    *("Lock", "RLock", "Event", "Condition", "Semaphore", "BoundedSemaphore", "Barrier", "local", "Queue"),
+    *("SimpleQueue", "LifoQueue", "PriorityQueue", "getLogger", "ContextVar", "ThreadPoolExecutor", "TypeVar"),
+}
+_REGISTERED = {"NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__all__"}
+_SWITCH_CALLS = {
+    *("torch.set_default_dtype", "torch.set_default_tensor_type", "torch.set_float32_matmul_precision"),
+    *("torch.use_deterministic_algorithms", "torch.set_flush_denormal", "torch.set_deterministic_debug_mode"),
+    *("torch.backends.cuda.enable_flash_sdp", "torch.backends.cuda.enable_math_sdp"),
+    *("torch.backends.cuda.enable_mem_efficient_sdp", "torch.backends.cuda.enable_cudnn_sdp"),
+    "torch.backends.cuda.preferred_linalg_library",
+}
+_DEVICE_MAKERS = {
+    *("get_torch_device", "unet_offload_device", "text_encoder_device", "vae_device", "intermediate_device"),
+    *("get_device", "current_device", "device"),
+}
+
+
+def findings(pack_dir: Path) -> list[Finding]:
+    """What a pack (a folder, or one file) changes for the whole process while jobs run, by file and line."""
+    return sorted(Look(Pack(pack_dir)).findings(), key=lambda found: (found.file, found.line, found.name))
+
+
+class Look:
+    """One look at a pack."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack = pack
+        self._units = list(units(pack))
+        self._callers = Callers(pack, self._units)
+
+    def findings(self) -> Iterator[Finding]:
+        """In no order."""
+        yield from self._state()
+        yield from self._host_writes()
+        yield from self._switches()
+        yield from self._devices()
+
+    def per_slot(self) -> dict[str, set[str]]:
+        """For each file, the names that every slot gets its own of: `name`, `Class.name`."""
+        return self._treated(PER_SLOT)
+
+    def shared(self) -> dict[str, set[str]]:
+        """For each file, the names that must stay one."""
+        found = self._treated(SHARED)
+        for path, names in self._treated(ALONE).items():
+            found[path] |= names
+        return found
+
+    @functools.cached_property
+    def _own(self) -> list[Finding]:
+        return [*self._state(), *self._devices()]
+
+    def _treated(self, treatment: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for finding in self._own:
+            if finding.treatment == treatment and finding.kind in (MODULE_STATE, CLASS_STATE, DEVICE):
+                found[finding.defined_in or finding.file].add(finding.name)
+        return found
+
+    def _state(self) -> Iterator[Finding]:
+        changes: dict[Thing, list[tuple[Unit, Change]]] = defaultdict(list)
+        for unit, change in self._job_changes():
+            if change.thing.kind in ("name", "attribute"):
+                changes[change.thing].append((unit, change))
+        assumed = [(thing, use) for thing, use in self._assumed() if thing not in changes]
+        for thing, use in assumed:
+            changes[thing].append(use)
+        for thing, made in changes.items():
+            if thing.name.rpartition(".")[2] not in _REGISTERED and self._is_state(thing, made):
+                yield self._judge(thing, made)
+
+    def _job_changes(self) -> Iterator[tuple[Unit, Change]]:
+        for unit in self._units:
+            if unit.name != "<module>" and self._callers.is_of_job((unit.path, unit.name)):
+                yield from ((unit, change) for change in unit.changes)
+
+    def _assumed(self) -> Iterator[tuple[Thing, tuple[Unit, Change]]]:
+        """Empty containers that only functions can fill, and objects whose own methods change them."""
+        filled = {change.thing for unit in self._units if unit.name == "<module>" for change in unit.changes}
+        for unit in self._units:
+            if unit.name == "<module>" or not self._callers.is_of_job((unit.path, unit.name)):
+                continue
+            for thing in unit.touches - filled:
+                value = self._value(thing)
+                if _is_empty(value) or self._is_changing_object(thing, value):
+                    line = getattr(value, "lineno", 0)
+                    yield thing, (unit, Change(thing, "mutate", thing.path, line))
+
+    def _is_changing_object(self, thing: Thing, value: ast.expr | None) -> bool:
+        made_of = self.pack.resolve(thing.path, value.func) if isinstance(value, ast.Call) else None
+        return made_of is not None and made_of.kind == "class" and set_by_methods(self.pack, made_of)
+
+    def _is_state(self, thing: Thing, made: list[tuple[Unit, Change]]) -> bool:
+        value = self._value(thing)
+        if all(change.how != "rebind" for _, change in made):
+            return _maker(value) not in _SAFE_MAKERS
+        return True
+
+    def _judge(self, thing: Thing, made: list[tuple[Unit, Change]]) -> Finding:
+        first = min((change for _, change in made), key=lambda change: (change.path, change.line))
+        treatment, reason = self._treatment(thing, [change for _, change in made])
+        return Finding(
+            kind=CLASS_STATE if thing.kind == "attribute" else MODULE_STATE,
+            name=thing.name,
+            file=first.path,
+            line=first.line,
+            treatment=treatment,
+            reason=reason,
+            classes=self._classes(unit for unit, _ in made),
+            defined_in=thing.path,
+        )
+
+    def _treatment(self, thing: Thing, made: list[Change]) -> tuple[str, str]:
+        for (end, name), known in OVERRIDES.items():
+            if name == thing.name and thing.path.endswith(end):
+                return known
+        if any(thing in unit.touches for unit in self._outside()):
+            if all(change.how == "key" or change.is_guarded for change in made):
+                return SHARED, "the server uses it too, entry by entry"
+            return ALONE, "the server uses it too, and a job replaces what another one put there"
+        if all(change.how == "rebind" for change in made) or self._can_be_copied(thing):
+            return PER_SLOT, "only jobs use it"
+        return ALONE, "an object that cannot be copied for each slot"
+
+    def _outside(self) -> Iterator[Unit]:
+        return (unit for unit in self._units if (unit.path, unit.name) in self._callers.outside)
+
+    def _can_be_copied(self, thing: Thing) -> bool:
+        value = self._value(thing)
+        if value is None or not isinstance(value, ast.Call):
+            return True
+        made_of = self.pack.resolve(thing.path, value.func)
+        return _maker(value) in _PLAIN_MAKERS or (made_of is not None and made_of.kind in ("class", "function"))
+
+    def _value(self, thing: Thing) -> ast.expr | None:
+        file = self.pack.files[thing.path]
+        owner, _, name = thing.name.rpartition(".")
+        if owner:
+            return file.attributes(owner).get(name) if owner in file.classes else None
+        return file.values.get(name)
+
+    def _classes(self, made_by: Iterator[Unit]) -> frozenset[str]:
+        reaching = [self._callers.classes_reaching((unit.path, unit.name)) for unit in made_by]
+        return frozenset().union(*reaching) if all(reaching) else frozenset()
+
+    def _host_writes(self) -> Iterator[Finding]:
+        for unit, change in self._job_changes():
+            if change.thing.kind == "outside":
+                kind, treatment, reason = _outside_treatment(change)
+                if kind:
+                    yield self._at(kind, change.thing.name, unit, change.line, treatment, reason)
+
+    def _switches(self) -> Iterator[Finding]:
+        for unit in self._units:
+            if unit.name != "<module>" and self._callers.is_of_job((unit.path, unit.name)):
+                for thing, call in unit.calls:
+                    if thing.kind == "outside" and thing.name in _SWITCH_CALLS:
+                        yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, "torch has one for all threads")
+
+    def _at(self, kind: str, name: str, unit: Unit, line: int, treatment: str, reason: str) -> Finding:
+        classes = self._callers.classes_reaching((unit.path, unit.name))
+        return Finding(kind, name, unit.path, line, treatment, reason, classes)
+
+    def _devices(self) -> Iterator[Finding]:
+        for path, file in self.pack.files.items():
+            of_classes = ((owner, file.attributes(owner)) for owner in file.classes)
+            values = {f"{owner}.{name}": value for owner, found in of_classes for name, value in found.items()}
+            for name, value in (*file.values.items(), *values.items()):
+                if value is not None and _chooses_device(value):
+                    yield Finding(DEVICE, name, path, value.lineno, PER_SLOT, "chosen at import", frozenset(), path)
+
+
+def _outside_treatment(change: Change) -> tuple[str, str, str]:
+    name = change.thing.name
+    top = name.partition(".")[0]
+    if name.startswith("torch.backends."):
+        return SWITCH, ALONE, "torch has one for all threads"
+    if top in sys.stdlib_module_names:
+        return (HOST_WRITE, SHARED, "Python's own, one for all threads") if change.how == "rebind" else ("", "", "")
+    if "PromptServer" in name or top in ("server", "folder_paths"):
+        return HOST_WRITE, SHARED, "the server's"
+    if change.how == "rebind":
+        return HOST_WRITE, PER_SLOT, "ends with the job"
+    if top not in ("comfy", "nodes", "execution", "comfy_extras", "latent_preview") or _is_patched(name):
+        return "", "", ""
+    if change.is_guarded:
+        return HOST_WRITE, SHARED, "an entry that is made once"
+    return HOST_WRITE, ALONE, "changed in place for all slots"
+
+
+def _is_patched(name: str) -> bool:
+    return name.startswith("comfy.model_management.current_loaded_models")
+
+
+def _maker(value: ast.expr | None) -> str:
+    if not isinstance(value, ast.Call):
+        return ""
+    return ast.unparse(value.func).rpartition(".")[2]
+
+
+def _is_empty(value: ast.expr | None) -> bool:
+    match value:
+        case ast.Dict(keys=[]) | ast.List(elts=[]):
+            return True
+        case ast.Call(args=args):
+            return _maker(value) in _EMPTY_MAKERS and (not args or _maker(value) == "defaultdict")
+    return False
+
+
+def _chooses_device(value: ast.expr) -> bool:
+    calls = (leaf for leaf in ast.walk(value) if isinstance(leaf, ast.Call))
+    return any(_maker(call) in _DEVICE_MAKERS for call in calls)

@@ -1,0 +1,316 @@
+"""What each function of a pack does with what the whole process shares: names it touches, changes and calls."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from comfy_parallel.isolation.packs.scopes import FUNCTIONS, SCOPES, Scope, is_global, outer_parts, scope_of
+from comfy_parallel.isolation.packs.sources import Pack, Thing
+
+KEYED = {"setdefault", "pop", "popitem", "move_to_end"}
+MUTATORS = KEYED | {
+    *("append", "appendleft", "add", "insert", "remove", "clear", "update", "extend", "extendleft", "discard"),
+    *("popleft", "sort", "reverse", "rotate", "subtract", "put_nowait", "__setitem__", "__delitem__"),
+}
+MODULE = "<module>"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a thing: `rebind` (the name itself), `key` (one entry) or `mutate` (the rest)."""
+
+    thing: Thing
+    how: str
+    path: str
+    line: int
+    is_guarded: bool = False
+
+
+@dataclass
+class Unit:
+    """A function or method with all that is defined in it, or the module level of a file."""
+
+    path: str
+    name: str
+    changes: list[Change] = field(default_factory=list)
+    touches: set[Thing] = field(default_factory=set)
+    refers: set[Thing] = field(default_factory=set)
+    calls_only: set[Thing] = field(default_factory=set)  # of `refers`: those that are called or decorate, no more
+    methods_called: set[str] = field(default_factory=set)  # of objects of which it cannot be told what they are
+    calls: list[tuple[Thing, ast.Call]] = field(default_factory=list)
+    unknown_calls: list[tuple[str, ast.Call]] = field(default_factory=list)
+
+    @property
+    def class_name(self) -> str | None:
+        return self.name.partition(".")[0] if "." in self.name else None
+
+
+def units(pack: Pack) -> Iterator[Unit]:
+    """The functions and methods of a pack, and a unit for each file's module level."""
+    for path, file in pack.files.items():
+        top = Unit(path, MODULE)
+        _Walk(pack, top, None).walk_module(file.tree)
+        yield top
+        for name, function in file.functions.items():
+            yield _used(pack, path, name, function, None)
+        for class_name in file.classes:
+            for name, function in file.methods(class_name).items():
+                yield _used(pack, path, f"{class_name}.{name}", function, class_name)
+
+
+def _used(pack: Pack, path: str, name: str, function: ast.AST, class_name: str | None) -> Unit:
+    unit = Unit(path, name)
+    _Walk(pack, unit, class_name).walk_function(function)
+    return unit
+
+
+class _Walk(ast.NodeVisitor):
+    """Fills a unit."""
+
+    def __init__(self, pack: Pack, unit: Unit, class_name: str | None) -> None:
+        self._pack, self._unit, self._class = pack, unit, class_name
+        self._file = pack.files[unit.path]
+        self._scopes: list[Scope] = []
+        self._aliases: dict[str, Thing] = {}
+        self._guards: list[set[str]] = []
+        self._itself: set[str] = set()
+
+    def walk_module(self, tree: ast.Module) -> None:
+        """All that runs at import; the bodies of functions and methods are units of their own."""
+        self.generic_visit(tree)
+
+    def walk_function(self, function: ast.AST) -> None:
+        if self._class is not None and isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*function.args.posonlyargs, *function.args.args]
+            self._itself = {arguments[0].arg} if arguments else set()
+        self._inside(function)
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, SCOPES):
+            self._open(node)
+        else:
+            super().visit(node)
+
+    def _open(self, node: ast.AST) -> None:
+        for part in outer_parts(node):
+            decorates = part in getattr(node, "decorator_list", ())
+            self._refer(part) if decorates and isinstance(part, ast.expr) else self.visit(part)
+        is_unit = self._unit.name == MODULE and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not is_unit:
+            self._inside(node)
+
+    def _inside(self, node: ast.AST) -> None:
+        is_code = self._unit.name != MODULE or isinstance(node, FUNCTIONS)
+        outer = set(map(id, outer_parts(node)))
+        if is_code:
+            self._scopes.append(scope_of(node))
+        for child in ast.iter_child_nodes(node):
+            if id(child) not in outer:
+                self.visit(child)
+        if is_code:
+            self._scopes.pop()
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        thing = self._resolve(node.value)
+        if len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and self._scopes and thing is not None:
+            name = node.targets[0].id
+            if not is_global(name, self._scopes):
+                self._aliases[name] = thing
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        """`if x is None: x = …` makes a thing on first use; so do `if key not in x` and an early return."""
+        self.visit(node.test)
+        named = [leaf for leaf in ast.walk(node.test) if isinstance(leaf, ast.Name | ast.Attribute)]
+        self._guards.append({leaf.id if isinstance(leaf, ast.Name) else leaf.attr for leaf in named})
+        for statement in node.body:
+            self.visit(statement)
+        if not isinstance(node.body[-1], ast.Return | ast.Raise):
+            self._guards.pop()
+        for statement in node.orelse:
+            self.visit(statement)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        thing = self._resolve(node)
+        if thing is None:
+            return
+        if not isinstance(node.ctx, ast.Load):
+            if self._scopes and is_global(node.id, self._scopes):
+                self._change(thing, "rebind", node)
+            return
+        self._note(thing)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        thing = self._resolve(node)
+        if not isinstance(node.ctx, ast.Load):
+            self._store(node, thing)
+        elif thing is not None:
+            self._note(thing)
+        elif isinstance(node.ctx, ast.Load):
+            self._unit.methods_called.add(node.attr)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            root, depth = self._root(node.value)
+            if root is not None:
+                self._change(root, "key" if depth == 0 else "mutate", node)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        thing = self._resolve(node.func)
+        if thing is not None:
+            self._unit.calls.append((thing, node))
+        elif isinstance(node.func, ast.Attribute):
+            self._unit.unknown_calls.append((node.func.attr, node))
+        if isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
+            root, depth = self._root(node.func.value)
+            if root is not None:
+                self._change(root, "key" if depth == 0 and node.func.attr in KEYED else "mutate", node)
+        if isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr") and len(node.args) > 1:
+            self._set_attribute(node)
+        self._refer(node.func)
+        for part in (*node.args, *node.keywords):
+            self.visit(part)
+
+    def _set_attribute(self, node: ast.Call) -> None:
+        owner = self._resolve(node.args[0])
+        if owner is None or owner.kind not in ("outside", "module", "class"):
+            return
+        name = node.args[1].value if isinstance(node.args[1], ast.Constant) else "*"
+        thing = self._pack.member(owner, str(name))
+        if thing is not None:
+            self._change(thing, "rebind", node)
+
+    def _store(self, node: ast.Attribute, thing: Thing | None) -> None:
+        owner = self._resolve(node.value)
+        if owner is not None and owner.kind == "instance":
+            return
+        if thing is not None:
+            self._change(thing, "rebind", node)
+            return
+        root, _ = self._root(node.value)
+        if root is not None:
+            self._change(root, "mutate", node)
+
+    def _refer(self, node: ast.expr) -> None:
+        """Something is called, or decorates."""
+        known = self._unit.refers - self._unit.calls_only
+        self.visit(node)
+        thing = self._resolve(node)
+        if thing is not None and thing in self._unit.refers and thing not in known:
+            self._unit.calls_only.add(thing)
+
+    def _note(self, thing: Thing) -> None:
+        if thing.kind in ("name", "attribute"):
+            self._unit.touches.add(thing)
+        elif thing.kind in ("function", "class", "method"):
+            self._unit.refers.add(thing)
+            self._unit.calls_only.discard(thing)
+
+    def _change(self, thing: Thing, how: str, node: ast.AST) -> None:
+        if thing.kind in ("name", "attribute"):
+            self._unit.touches.add(thing)
+        elif thing.kind != "outside" and how != "rebind":
+            return
+        name = thing.name.rpartition(".")[2]
+        is_guarded = any(name in guard for guard in self._guards)
+        self._unit.changes.append(Change(thing, how, self._unit.path, getattr(node, "lineno", 0), is_guarded))
+
+    def _root(self, node: ast.expr) -> tuple[Thing | None, int]:
+        """The shared thing at the start of `thing[…].x[…]`, and how many steps it is from there."""
+        depth = 0
+        while True:
+            thing = self._resolve(node)
+            if thing is not None and thing.kind in ("name", "attribute", "outside"):
+                return thing, depth
+            if not isinstance(node, ast.Attribute | ast.Subscript):
+                return None, depth
+            node, depth = node.value, depth + 1
+
+    def _resolve(self, node: ast.expr) -> Thing | None:
+        match node:
+            case ast.Name(id=name):
+                return self._resolve_name(name)
+            case ast.Attribute(value=value, attr="__class__"):
+                owner = self._resolve(value)
+                return Thing("class", owner.path, owner.name) if owner and owner.kind == "instance" else None
+            case ast.Call(func=ast.Name(id="type"), args=[argument]):
+                owner = self._resolve(argument)
+                return Thing("class", owner.path, owner.name) if owner and owner.kind == "instance" else None
+            case ast.Attribute(value=value, attr=attr):
+                owner = self._resolve(value)
+                if owner is None:
+                    return None
+                return self._of_instance(owner, attr) if owner.kind == "instance" else self._pack.member(owner, attr)
+        return None
+
+    def _resolve_name(self, name: str) -> Thing | None:
+        if not self._scopes or is_global(name, self._scopes):
+            return self._pack.look_up(self._unit.path, name)
+        if name in self._itself and self._class is not None:
+            is_class = name in ("cls", "s", "c", "mcs", "klass") or self._is_class_method()
+            return Thing("class" if is_class else "instance", self._unit.path, self._class)
+        if name in self._aliases:
+            return self._aliases[name]
+        return self._pack.look_up(self._unit.path, name) if name in self._file.imports else None
+
+    def _is_class_method(self) -> bool:
+        method = self._file.methods(str(self._class)).get(self._unit.name.rpartition(".")[2])
+        decorators = method.decorator_list if method is not None else []
+        return any(isinstance(node, ast.Name) and node.id == "classmethod" for node in decorators)
+
+    def _of_instance(self, owner: Thing, name: str) -> Thing | None:
+        """A class's attribute that is reached through an object, unless objects have their own of it."""
+        member = self._pack.member(Thing("class", owner.path, owner.name), name)
+        if member is None or member.kind == "method":
+            return member
+        for base in self._pack.base_classes(Thing("class", owner.path, owner.name)):
+            file = self._pack.files[base.path]
+            if any(name in _set_on_self(method) for method in file.methods(base.name).values()):
+                return None
+        defined = member.path in self._pack.files and name in self._pack.files[member.path].attributes(
+            member.name.partition(".")[0]
+        )
+        return member if defined else None
+
+
+def _set_on_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    arguments = [*method.args.posonlyargs, *method.args.args]
+    if not arguments:
+        return set()
+    known = getattr(method, "_set_on_self", None)
+    if known is None:
+        known = {
+            node.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == arguments[0].arg
+            and node.value.id not in ("cls", "s")
+        }
+        method._set_on_self = known  # type: ignore[union-attr]
+    return set(known)
+
+
+def set_by_methods(pack: Pack, thing: Thing) -> bool:
+    """Whether methods of a class, besides `__init__`, change its objects."""
+    for base in pack.base_classes(thing):
+        for name, method in pack.files[base.path].methods(base.name).items():
+            if name != "__init__" and (_set_on_self(method) or _mutates_self(method)):
+                return True
+    return False
+
+
+def _mutates_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    for node in ast.walk(method):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="self")), attr=verb)):
+                if verb in MUTATORS:
+                    return True
+            case ast.Subscript(value=ast.Attribute(value=ast.Name(id="self")), ctx=ast.Store() | ast.Del()):
+                return True
+    return False

@@ -1,0 +1,154 @@
+"""What a look at a pack's source finds, kind by kind."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from comfy_parallel.isolation.packs.finding import ALONE, PER_SLOT, SHARED
+from comfy_parallel.isolation.packs.findings import findings
+
+NODE = """
+class Node:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {}
+
+    def run(self, key, value):
+        work(self, key, value)
+"""
+
+
+def treatments(folder: Path, text: str, **others: str) -> dict[str, str]:
+    """Name -> treatment, of a pack whose node calls `work`."""
+    for name, source in {"__init__": NODE + textwrap.dedent(text), **others}.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(source))
+    return {found.name: found.treatment for found in findings(folder)}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("last = None\ndef work(node, key, value):\n    global last\n    last = value", "last"),
+        ("store = {}\ndef work(node, key, value):\n    store[key] = value", "store"),
+        ("store = [1]\ndef work(node, key, value):\n    store.append(value)", "store"),
+        ("store = {'a': []}\ndef work(node, key, value):\n    store['a'].append(value)", "store"),
+        ("store = {}\ndef work(node, key, value):\n    fill(store, value)", "store"),
+        ("store = [0]\ndef work(node, key, value):\n    mine = store\n    mine[0] += 1", "store"),
+        ("class S:\n    images = {}\ndef work(node, key, value):\n    S.images[key] = value", "S.images"),
+        (
+            "class S:\n    @classmethod\n    def put(cls, v):\n        cls.v = v\ndef work(n, k, v):\n    S.put(v)",
+            "S.v",
+        ),
+        (
+            "class S:\n    n = 0\n    def put(self):\n        type(self).n += 1\ndef work(n, k, v):\n    S().put()",
+            "S.n",
+        ),
+        (
+            "class S:\n    n = 0\n    def put(self):\n        self.__class__.n += 1\ndef work(n, k, v):\n    S().put()",
+            "S.n",
+        ),
+        (
+            "class S:\n    all = []\n    def put(self):\n        self.all.append(1)\ndef work(n, k, v):\n    S().put()",
+            "S.all",
+        ),
+        ("class S: pass\ns = S()\ndef work(node, key, value):\n    s.value = value", "s"),
+        ("class S:\n    def put(self, v):\n        self.v = v\ns = S()\ndef work(n, k, v):\n    s.put(v)", "s"),
+    ],
+)
+def test_state_that_only_jobs_use_is_per_slot(tmp_path: Path, text: str, name: str) -> None:
+    assert treatments(tmp_path, text) == {name: PER_SLOT}
+
+
+def test_state_of_another_file_is_found_where_it_is_defined(tmp_path: Path) -> None:
+    text = (
+        "from . import shared\nfrom .shared import rows\ndef work(n, k, v):\n    shared.batch = v\n    rows.append(v)"
+    )
+    assert treatments(tmp_path, text, shared="batch = None\nrows = []") == {"batch": PER_SLOT, "rows": PER_SLOT}
+    assert {(found.name, found.file, found.defined_in) for found in findings(tmp_path)} == {
+        ("batch", "__init__.py", "shared.py"),
+        ("rows", "__init__.py", "shared.py"),
+    }
+
+
+ROUTE = """
+@PromptServer.instance.routes.post("/answer")
+async def answer(request):
+    waiting[request.id] = True
+"""
+
+
+def test_entries_that_a_route_answers_stay_one(tmp_path: Path) -> None:
+    text = "waiting = {}\n" + ROUTE + "\ndef work(node, key, value):\n    waiting[key] = value\n    waiting.pop(key)"
+    assert treatments(tmp_path, text) == {"waiting": SHARED}
+
+
+def test_a_value_that_a_route_reads_and_jobs_replace_lets_the_jobs_run_alone(tmp_path: Path) -> None:
+    text = ROUTE + "\ndef work(node, key, value):\n    global waiting\n    waiting = value"
+    assert treatments(tmp_path, text) == {"waiting": ALONE}
+
+
+def test_what_is_made_once_may_be_shared_with_a_route(tmp_path: Path) -> None:
+    text = (
+        ROUTE
+        + "\nwaiting = None\ndef work(n, k, v):\n    global waiting\n    if waiting is None:\n        waiting = {}"
+    )
+    assert treatments(tmp_path, text) == {"waiting": SHARED}
+
+
+def test_what_only_the_import_fills_is_no_finding(tmp_path: Path) -> None:
+    text = "names = {}\ndef register(f):\n    names[f.__name__] = f\n    return f\n@register\ndef work(n, k, v): pass"
+    assert treatments(tmp_path, text) == {}
+
+
+def test_names_of_the_function_itself_are_no_finding(tmp_path: Path) -> None:
+    text = "store = {1: 2}\ndef work(node, key, value):\n    store = {}\n    store[key] = [store for store in value]"
+    assert treatments(tmp_path, text) == {}
+
+
+def test_locks_and_queues_stay_one(tmp_path: Path) -> None:
+    text = "import queue\nq = queue.Queue()\ndef work(node, key, value):\n    q.put_nowait(value)"
+    assert treatments(tmp_path, text) == {}
+
+
+@pytest.mark.parametrize(
+    ("imports", "change", "name", "treatment"),
+    [
+        ("import comfy.sample", "comfy.sample.prepare_noise = v", "comfy.sample.prepare_noise", PER_SLOT),
+        ("from comfy import sample as s", "s.prepare_noise = v", "comfy.sample.prepare_noise", PER_SLOT),
+        ("from comfy.cli_args import args", "args.fast = v", "comfy.cli_args.args.fast", PER_SLOT),
+        ("import torch", "torch.nn.GroupNorm.forward = v", "torch.nn.GroupNorm.forward", PER_SLOT),
+        ("import comfy.sd", "setattr(comfy.sd, 'load', v)", "comfy.sd.load", PER_SLOT),
+        ("import torch", "torch.backends.cudnn.benchmark = v", "torch.backends.cudnn.benchmark", ALONE),
+        ("import torch", "torch.set_default_dtype(v)", "torch.set_default_dtype", ALONE),
+        ("import nodes", "nodes.NODES[k] = v", "nodes.NODES", ALONE),
+    ],
+)
+def test_changes_of_the_host(tmp_path: Path, imports: str, change: str, name: str, treatment: str) -> None:
+    assert treatments(tmp_path, f"{imports}\ndef work(n, k, v):\n    {change}") == {name: treatment}
+
+
+def test_what_is_written_at_import_is_no_finding(tmp_path: Path) -> None:
+    assert treatments(tmp_path, "import comfy.sample\ncomfy.sample.x = 1\ndef work(n, k, v): pass") == {}
+
+
+def test_a_device_chosen_at_import(tmp_path: Path) -> None:
+    text = "import comfy.model_management as mm\ndevice = mm.get_torch_device()\ndef work(n, k, v): pass"
+    assert treatments(tmp_path, text) == {"device": PER_SLOT}
+
+
+def test_a_finding_names_the_node_classes_that_get_there(tmp_path: Path) -> None:
+    treatments(tmp_path, "store = {}\ndef work(node, key, value):\n    store[key] = value")
+    assert [(found.line, found.classes) for found in findings(tmp_path)] == [(11, frozenset({"Node"}))]
+
+
+def test_one_file_is_a_pack_too(tmp_path: Path) -> None:
+    treatments(tmp_path, "store = {}\ndef work(node, key, value):\n    store[key] = value")
+    assert [found.file for found in findings(tmp_path / "__init__.py")] == ["__init__.py"]
+
+
+def test_a_file_that_is_no_python_is_left_out(tmp_path: Path) -> None:
+    text = "store = {}\ndef work(node, key, value):\n    store[key] = value"
+    assert treatments(tmp_path, text, broken="def (") == {"store": PER_SLOT}
