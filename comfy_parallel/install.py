@@ -83,6 +83,7 @@ def _complete_server(server: Any) -> None:
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
+    per_slot.tell()
     server.prompt_queues = front.slot_queues
     middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
     _preload_files(server)

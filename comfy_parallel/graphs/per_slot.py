@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from comfy_parallel.graphs.availability import why_not
 from comfy_parallel.graphs.code import is_host_code, module_of
 from comfy_parallel.graphs.recording import Function, Recorder, Recording
-from comfy_parallel.graphs.stepper import Stepper
-from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
+from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
+from comfy_parallel.graphs.stepper import Stepper, StepStats
+from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, is_shared, slots
+
+logger = logging.getLogger(__name__)
 
 _is_on = False
 _steppers: SlotLocal[Stepper | None] = SlotLocal(lambda: _make(current_slot()))
@@ -54,17 +59,31 @@ def of_step() -> Stepper | None:
     return stepper
 
 
-def report(slot: Slot) -> dict[str, Any] | None:
-    """What a slot's stepper has done; None where it has none."""
+def why_off(slot: Slot) -> str | None:
+    """Why all steps of a slot run eagerly, and what would help; None where they are recorded."""
+    return why_not(slot.device) if _is_on else "switched off: COMFY_PARALLEL_GRAPHS is off; set it to auto"
+
+
+def tell() -> None:
+    """Log why, for each slot whose steps all run eagerly; where the user may have expected otherwise as a warning."""
+    for slot in slots():
+        if (reason := why_off(slot)) is not None:
+            level = logging.WARNING if _is_on and slot.device.startswith("cuda") else logging.INFO
+            logger.log(level, "%s: every step runs eagerly: %s", slot.name, reason)
+
+
+def report(slot: Slot) -> dict[str, Any]:
+    """Whether a slot's steps are recorded or why not, and what its stepper has done."""
+    reason = why_off(slot)
     stepper = slot.values.get(_steppers)
-    if stepper is None:
-        return None
-    stats = stepper.stats
+    stats = StepStats() if stepper is None else stepper.stats
     return {
+        "on": reason is None,
+        "reason": reason,
         "captures": stats.captures,
         "replays": stats.replays,
         "eager": dict(stats.eager),
-        "size_bytes": stepper.size_bytes,
+        "size_bytes": 0 if stepper is None else stepper.size_bytes,
     }
 
 
@@ -85,12 +104,10 @@ def _is_hosts(value: Any) -> bool:
 
 
 def _make(slot: Slot | None) -> Stepper | None:
-    if slot is None or not slot.device.startswith("cuda:") or sum(s.device == slot.device for s in slots()) > 1:
+    if slot is None or why_off(slot) is not None:
         return None
     import torch
 
-    if torch.cuda.get_allocator_backend() != "native":
-        return None
     device = torch.device(slot.device)
     return Stepper(device, _SlotRecorder(slot, device))
 
@@ -106,5 +123,9 @@ class _SlotRecorder(Recorder):
         self._slot.is_recording = True
         try:
             return super().record(forward, buffers)
+        except Uncapturable as refusal:
+            if refusal.__cause__ is not None and is_shared(self._slot):
+                raise UncapturableNow(str(refusal)) from refusal.__cause__  # Another slot may have spoilt it.
+            raise
         finally:
             self._slot.is_recording = False

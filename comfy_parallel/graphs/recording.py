@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
+from comfy_parallel.graphs.refusal import Uncapturable
 from comfy_parallel.graphs.signature import have_same_bytes
+from comfy_parallel.slots.gates import recording_on
 
 Function = Callable[[list[Any]], Any]
 
 
 class Recorder:
-    """Makes the recordings of one device. They share a memory pool, which is given back when the last of them goes."""
+    """Makes the recordings of one slot. They share a memory pool, which is given back when the last of them goes.
+
+    Several slots may compute on one device: each has a pool and a stream to record on, they record in turns
+    (`slots/gates.py`), and replays run on the stream that all of them compute on anyway, the device's default one.
+    """
 
     def __init__(self, device: Any) -> None:
         self._device = device
@@ -39,17 +44,21 @@ class Recorder:
             buffers: tensors on the device, from now on the recording's own.
 
         Raises:
-            Uncapturable: when CUDA refuses to record it. The device is usable afterwards.
+            Uncapturable: when CUDA refuses to record it. After any error the device is usable.
         """
         import torch
 
-        with torch.cuda.device(self._device):
+        with recording_on(self._device.index), torch.cuda.device(self._device):
             self._prepare()
             before = torch.cuda.memory_reserved()
             self._stream.wait_stream(torch.cuda.current_stream())
             graph = torch.cuda.CUDAGraph()
-            with _no_collection(), torch.cuda.stream(self._stream):
-                output = _captured(graph, forward, buffers, self._pool)
+            try:
+                with _no_collection(), torch.cuda.stream(self._stream):
+                    output = _captured(graph, forward, buffers, self._pool)
+            except BaseException:
+                self._stream = None  # It may be in any state.
+                raise
             torch.cuda.current_stream().wait_stream(self._stream)
             self._pool_bytes += max(0, torch.cuda.memory_reserved() - before)
         recording = Recording(graph, buffers, output)
@@ -66,7 +75,9 @@ class Recorder:
         import torch
 
         if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # torch hands out 32 streams of each priority in turns: what others do on one of ours would be recorded.
+            # Next to nobody asks for this priority; kernels do the same with any.
+            self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
         if not len(self._recordings):  # torch refuses a pool whose graphs have all gone
             self._pool = torch.cuda.graph_pool_handle()
             self._pool_bytes = 0
@@ -106,19 +117,49 @@ class Recording:
 def _captured(graph: Any, forward: Function, buffers: list[Any], pool: Any) -> Any:
     import torch
 
+    stream = torch.cuda.current_stream()
     try:
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        _begin(graph, pool)
         try:
             return forward(buffers)
         finally:
-            graph.capture_end()
+            with torch.cuda.stream(stream):  # A forward that fails may leave another one.
+                graph.capture_end()
     except BaseException as error:
-        _repair_generator()
-        if isinstance(error, torch.OutOfMemoryError):
-            raise UncapturableNow("too little memory to record it") from error
-        if isinstance(error, RuntimeError):
+        _release_pool(pool)
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
             raise Uncapturable("CUDA refused to record it") from error
         raise
+
+
+def _begin(graph: Any, pool: Any) -> None:
+    """While a graph is recorded, torch lets nobody else draw from the generator state that the device had when it was
+    begun, nor replay another graph begun with it. So that is one of the graph's own; a forward that draws is refused.
+    """
+    import torch
+
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator(device=generator.device).graphsafe_get_state())
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    finally:
+        generator.graphsafe_set_state(state)
+
+
+def _release_pool(pool: Any) -> None:
+    """When CUDA ends a recording with an error, torch's allocator goes on as if it lasted: it never frees its cache
+    again, and fails when it is asked to."""
+    import torch
+
+    index = torch.cuda.current_device()
+    name = "_cuda_endAllocateToPool"
+    end: Any = getattr(torch._C, name if hasattr(torch._C, name) else "_cuda_endAllocateCurrentStreamToPool")
+    try:
+        end(index, pool)
+    except RuntimeError:  # It has ended well: the error was Python's.
+        return
+    torch._C._cuda_releasePool(index, pool)
 
 
 _collection_lock = threading.Lock()
@@ -142,13 +183,3 @@ def _no_collection() -> Iterator[None]:
             _recorders -= 1
             if _was_collecting and not _recorders:
                 gc.enable()
-
-
-def _repair_generator() -> None:
-    """A capture that fails leaves the device's generator in its capturing state, where it refuses to draw."""
-    import torch
-
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    state = generator.get_state()
-    generator.graphsafe_set_state(torch.Generator(device=generator.device).graphsafe_get_state())
-    generator.set_state(state)

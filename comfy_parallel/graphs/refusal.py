@@ -16,6 +16,24 @@ class UncapturableNow(Uncapturable):
     """The same, because of how things are at the moment."""
 
 
+def refusal_of(error: BaseException) -> Uncapturable:
+    """Why a step is not recorded that ran well eagerly, when recording it ended with this error.
+
+    What an interrupt and too little memory stopped may be recorded another time.
+    """
+    import torch
+
+    if isinstance(error, Uncapturable):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        refusal: Uncapturable = UncapturableNow("too little memory to record it")
+    else:
+        kind = Uncapturable if isinstance(error, Exception) else UncapturableNow
+        refusal = kind(f"{type(error).__name__} while it was recorded")
+    refusal.__cause__ = error
+    return refusal
+
+
 _noted: ContextVar[list[str] | None] = ContextVar("comfy_parallel_refusals", default=None)
 
 

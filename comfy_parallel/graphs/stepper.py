@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from comfy_parallel.graphs.model_state import ModelState
-from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
+from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow, refusal_of
 from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
 from comfy_parallel.graphs.surroundings import check_mode, surroundings
 from comfy_parallel.graphs.time_steps import looked_up, with_time_steps
@@ -70,6 +70,11 @@ class _Known:
     losses: int = 0
     lost_in: int = 0
 
+    def note_loss(self, sampling: int) -> None:
+        """A recording was lost, or one could not be made for the moment, in this run of a sampler."""
+        self.losses = self.losses + 1 if self.lost_in == sampling else 1
+        self.lost_in = sampling
+
 
 class Stepper:
     """Steps the models of one slot.
@@ -111,14 +116,29 @@ class Stepper:
         try:
             known = self._find(model, key)
             if known.recording is not None and self._is_valid(known):
-                self.stats.replays += 1
-                return known.recording.replay(tensors)
+                result = self._replay(known.recording, tensors)
+                if result is not None:
+                    return result
+                known = self._find(model, key)
             reason = self._reason_to_wait(known)
             if reason is None:
                 return self._capture(forward, model, arguments, call, tensors, known)
         finally:
             self._lock.release()
         return self.eager(forward, model, arguments, reason)
+
+    def _replay(self, recording: Replayable, tensors: list[Any]) -> Any:
+        """The recording's result; None if there is too little memory for it, and then no recordings any more."""
+        import torch
+
+        try:
+            result = recording.replay(tensors)
+        except torch.OutOfMemoryError:
+            logger.info("Too little memory on %s to replay a step: graphs are given back", self._device)
+            self.forget()
+            return None
+        self.stats.replays += 1
+        return result
 
     def eager(self, forward: Forward, model: Any, arguments: dict[str, Any], reason: str) -> Any:
         """The same without a recording; counts the reason."""
@@ -168,16 +188,15 @@ class Stepper:
         if known.recording is not None:
             self._recorder.wait()
         if known.state is not None:
-            known.recording = known.state = None
-            known.losses = known.losses + 1 if known.lost_in == self._sampling else 1
-            known.lost_in = self._sampling
+            known.recording = known.state = known.refused = None
+            known.note_loss(self._sampling)
 
     def _reason_to_wait(self, known: _Known) -> str | None:
         """Why not to record this call."""
         if known.refused is not None and (known.epoch == self._epoch or self._is_valid(known)):
             return known.refused
         if known.losses >= MOST_LOSSES and known.lost_in == self._sampling:
-            return "a model that keeps changing"
+            return known.refused or "a model that keeps changing"
         if not known.is_seen:
             known.is_seen = True
             return "first of its kind"
@@ -213,22 +232,27 @@ class Stepper:
         if self._given_back != given_back:
             self.stats.eager["too little memory to record it"] += 1
             return result
-        known.epoch, known.surroundings = self._epoch, surroundings()
         try:
+            known.epoch, known.surroundings = self._epoch, surroundings()
             known.state = ModelState(model, self._device)
             known.recording = self._record(forward, model, call, tensors, result, known.state)
             if surroundings() != known.surroundings:
                 raise UncapturableNow("code that was replaced meanwhile")
-        except Uncapturable as refusal:
-            known.recording, known.refused = None, str(refusal)
-            if isinstance(refusal, UncapturableNow):
-                known.state = None
-            logger.info("%s runs eagerly: %s", type(model).__name__, refusal, exc_info=refusal.__cause__)
-            self.stats.eager[str(refusal)] += 1
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the step ran well eagerly
+            self._refuse(known, refusal_of(error), model)
         else:
             known.refused = None
             self.stats.captures += 1
         return result
+
+    def _refuse(self, known: _Known, refusal: Uncapturable, model: Any) -> None:
+        known.recording, known.refused = None, str(refusal)
+        if isinstance(refusal, UncapturableNow):
+            known.state = None
+        if known.state is None:
+            known.note_loss(self._sampling)
+        logger.info("%s runs eagerly: %s", type(model).__name__, refusal, exc_info=refusal.__cause__)
+        self.stats.eager[str(refusal)] += 1
 
     def _record(
         self,

@@ -58,8 +58,15 @@ class _SlotCollector(Collector):
         return family
 
     def _graphs(self) -> Iterator[Metric]:
-        """Slots without graph stepping have no samples."""
-        reports = [(slot, report) for slot in slots() if (report := per_slot.report(slot)) is not None]
+        """Of slots whose steps all run eagerly only the reason."""
+        reports = [(slot, per_slot.report(slot)) for slot in slots()]
+        is_on = GaugeMetricFamily(
+            "comfy_parallel_graphs_on", "1 if steps are recorded; else 0 and why not", labels=[*_LABELS, "reason"]
+        )
+        for slot, report in reports:
+            is_on.add_metric([str(slot.index), slot.device, report["reason"] or ""], int(report["on"]))
+        yield is_on
+        reports = [(slot, report) for slot, report in reports if report["on"]]
         families: list[tuple[Any, str]] = [
             (CounterMetricFamily("comfy_parallel_graph_captures", "Steps recorded", labels=_LABELS), "captures"),
             (CounterMetricFamily("comfy_parallel_graph_replays", "Steps replayed", labels=_LABELS), "replays"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_parallel.isolation import random_state, threads
 from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
-from comfy_parallel.slots import device
+from comfy_parallel.slots import device, gates
 
 _RANDOM_WHY = "Jobs that seed or draw from a process-wide generator would get each other's numbers."
 _RANDOM_UNTIL = "the host and its nodes pass generators"
@@ -88,6 +88,13 @@ PATCHES: tuple[Patch, ...] = (
         why="Emptying the cache of every device stalls and slows the other slots.",
         until="torch can empty one device's cache",
         hazards=(34,),
+    ),
+    Patch(
+        target="torch.cuda:synchronize",
+        wrap=gates.wait_for_recording,
+        params=("device",),
+        why="CUDA refuses to wait for a device on which another slot records a forward, and spoils the recording.",
+        until="CUDA can",
     ),
     Patch(
         target="comfy_aimdo.model_vbar:vbars_reset_watermark_limits",

@@ -13,6 +13,7 @@ from typing import Any
 
 from comfy_parallel.config import Config
 from comfy_parallel.errors import ConfigError, DeviceError
+from comfy_parallel.slots.gates import no_recording_on
 from comfy_parallel.slots.slot import current_slot, slots
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,8 @@ def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
     def empty_cache() -> None:
         slot = current_slot()
         if slot is None or not _others_running(slot):
-            return original()
+            with no_recording_on(range(device_count("cuda"))):
+                return original()
         if _allocator_backend() == "cudaMallocAsync":
             _trim_pool(int(slot.device.partition(":")[2]))
         return None

@@ -106,6 +106,11 @@ def set_slots(new: tuple[Slot, ...]) -> None:
     _SLOTS = new
 
 
+def is_shared(slot: Slot) -> bool:
+    """Whether another slot computes on the same device."""
+    return any(other.device == slot.device for other in slots() if other is not slot)
+
+
 def current_runs() -> list[Run]:
     """What all slots run now."""
     return [run for slot in slots() if (run := slot.run) is not None]

@@ -1,4 +1,4 @@
-"""GPU tests skip without two GPUs, and fail where COMFY_PARALLEL_REQUIRE_GPU says they are there."""
+"""GPU tests skip without the GPUs that they need, and fail where COMFY_PARALLEL_REQUIRE_GPU says they are there."""
 
 from __future__ import annotations
 
@@ -19,25 +19,38 @@ MakeGpuServers = Callable[[Sequence[dict[str, Any]]], list[HostServer]]
 
 
 @pytest.fixture(scope="session")
+def one_gpu() -> Any:
+    """The first GPU, as a torch device."""
+    import torch
+
+    _need(1)
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
 def num_gpus() -> int:
+    """How many there are, for tests that need two."""
+    return _need(2)
+
+
+def _need(number: int) -> int:
     import torch
 
     count = torch.cuda.device_count()
-    if count < 2 and os.environ.get("COMFY_PARALLEL_REQUIRE_GPU"):
-        pytest.fail(f"{count} GPU(s) visible, 2 or more needed", pytrace=False)
-    if count < 2:
-        pytest.skip(f"{count} GPU(s) visible, 2 or more needed")
+    if count < number:
+        give_up = pytest.fail if os.environ.get("COMFY_PARALLEL_REQUIRE_GPU") else pytest.skip
+        give_up(f"{count} GPU(s) visible, {number} or more needed")
     return count
 
 
 @pytest.fixture(scope="session")
-def gpu_models(num_gpus: int, host_dir: Path, cache_dir: Path) -> Path:
+def gpu_models(one_gpu: Any, host_dir: Path, cache_dir: Path) -> Path:
     return cached_shapes(host_dir, cache_dir)
 
 
 @pytest.fixture(scope="module")
 def make_gpu_server(
-    num_gpus: int, host_dir: Path, gpu_models: Path, tmp_path_factory: pytest.TempPathFactory
+    one_gpu: Any, host_dir: Path, gpu_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakeGpuServer]:
     """Starts hosts on the GPUs; `slots=None` is stock, `slots=""` all visible GPUs."""
     no_front_end = without_front_end(tmp_path_factory.mktemp("front_end"))

@@ -36,7 +36,7 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(make_gpu_server: MakeGpuServer) -> Iterator[Servers]:
+def servers(make_gpu_server: MakeGpuServer, num_gpus: int) -> Iterator[Servers]:
     def start(mode: str) -> HostServer:
         return make_gpu_server(slots="", args=PREVIEWS, env={"COMFY_PARALLEL_GRAPHS": mode})
 

@@ -266,7 +266,7 @@ class Steps:
     def of(cls, server: HostServer, slot: int) -> Steps:
         status, reply = server.request("GET", "/queue/all")
         assert status == 200, reply
-        seen = reply["queues"][slot]["graphs"] or {"captures": 0, "replays": 0, "eager": {}}
+        seen = reply["queues"][slot]["graphs"]
         return cls(seen["captures"], seen["replays"], seen["eager"])
 
     def since(self, earlier: Steps) -> Steps:

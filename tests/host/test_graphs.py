@@ -67,4 +67,11 @@ def test_jobs_of_one_shape_share_one_recording(graphs: HostServer) -> None:
 
 def test_off_is_off(eager: HostServer) -> None:
     status, reply = eager.request("GET", "/queue/all")
-    assert (status, reply["queues"][0]["graphs"]) == (200, None)
+    seen = reply["queues"][0]["graphs"]
+    assert (status, seen["on"], seen["captures"], seen["replays"], seen["eager"]) == (200, False, 0, 0, {})
+    assert eager.log().count(f"slot 0 (cpu): every step runs eagerly: {seen['reason']}") == 1
+    assert "COMFY_PARALLEL_GRAPHS is off" in seen["reason"]
+
+
+def test_a_slot_on_a_cpu_says_why_it_records_nothing(graphs: HostServer) -> None:
+    assert graphs.log().count("slot 0 (cpu): every step runs eagerly: steps are recorded on NVIDIA GPUs only") == 1

@@ -351,9 +351,10 @@ def test_queue_all(server: HostServer) -> None:
         assert vram["total_bytes"] > vram["free_bytes"] > 0
         assert isinstance(queue.pop("models"), list)
         assert {name: queue.pop(name) for name in ("queue_running", "queue_pending")} == scoped[slot]
+        graphs = queue.pop("graphs")
+        assert (graphs["on"], "computes on cpu" in graphs["reason"]) == (False, True)
         assert queue == {
             "gpu_id": slot,
-            "graphs": None,
             "device": "cpu",
             "device_name": "cpu",
             "state": ["running", "idle", "running"][slot],

@@ -127,10 +127,11 @@ class FakeRecorder:
 
 def give_cpu_slots_fake_graphs() -> None:
     """So that tests see, without a GPU, which steps of real jobs are replayed, and on what."""
-    from comfy_parallel.graphs import steppers
+    from comfy_parallel.graphs import per_slot
     from comfy_parallel.graphs.stepper import Stepper
 
     per_slot._make = lambda slot: None if slot is None else Stepper(torch.device(slot.device), FakeRecorder())
+    per_slot.why_off = lambda slot: None
 
 
 if os.environ.get(FAKE_GRAPHS):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from comfy_parallel.graphs import code, per_slot
+from comfy_parallel.graphs import stepper as stepper_module
 from comfy_parallel.graphs.code import CodeWatch
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.recording import Recording
@@ -499,6 +500,114 @@ def test_a_recorder_that_refuses_leaves_the_steps_eager(recorder: FakeRecorder) 
         step(stepper, model)
         stepper.suspect()
     assert stepper.stats.eager == {"first of its kind": 1, "no graphs today": 2}
+
+
+class Interrupt(BaseException):
+    """As newer hosts' interrupts are."""
+
+
+ERRORS: list[type[BaseException]] = [RuntimeError, ValueError, torch.OutOfMemoryError, Interrupt, KeyboardInterrupt]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("where", ["the recorder", "the forward", "the state", "the code", "the first replay"])
+def test_an_error_while_a_step_is_recorded_leaves_what_it_gave(
+    recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch, where: str, error: type[BaseException]
+) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        raise error("while it is recorded")
+
+    class Model2(Model):
+        is_recorded = False
+
+        def apply(self, x: Any) -> Any:  # type: ignore[override]
+            if where == "the forward" and self.is_recorded:
+                fail()
+            return super().apply(x)
+
+    class Failing(FakeRecorder):
+        def record(self, forward: Any, buffers: Any) -> Any:
+            Model2.is_recorded = True
+            try:
+                if where == "the recorder":
+                    fail()
+                recording = super().record(forward, buffers)
+                if where == "the first replay":
+                    recording.replay = fail
+                return recording
+            finally:
+                Model2.is_recorded = False
+
+    if where == "the state":
+        monkeypatch.setattr(stepper_module, "ModelState", fail)
+    if where == "the code":
+        monkeypatch.setattr(stepper_module, "surroundings", fail)
+    stepper, model = Stepper(CPU, Failing()), Model2()
+    for _ in range(8):
+        x = torch.rand(2, 4)
+        assert torch.equal(step(stepper, model, x), model.apply(x))
+        stepper.suspect()
+    assert counts(stepper) == (8, 0, 0)
+    assert stepper.size_bytes == 0
+    expected = "too little memory to record it" if error is torch.OutOfMemoryError else f"{error.__name__} while it"
+    assert sum(count for reason, count in stepper.stats.eager.items() if expected in reason) == 7
+
+
+def test_an_error_that_passes_does_not_keep_a_step_from_being_recorded_later(stepper: Stepper) -> None:
+    record, errors = stepper._recorder.record, [Interrupt()]
+
+    def fail_once(*args: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return record(*args)
+
+    stepper._recorder.record = fail_once  # type: ignore[method-assign]
+    model = Model()
+    for _ in range(4):
+        step(stepper, model)
+        stepper.suspect()
+    assert counts(stepper) == (2, 1, 1)
+
+
+def test_what_is_never_recorded_for_the_moment_costs_no_more_tries_than_a_model_that_keeps_changing(
+    stepper: Stepper,
+) -> None:
+    tries: list[Any] = []
+
+    def fail(*args: Any) -> Any:
+        tries.append(args)
+        raise torch.OutOfMemoryError("no memory")
+
+    stepper._recorder.record = fail  # type: ignore[method-assign]
+    model = Model()
+    for _ in range(20):
+        step(stepper, model)
+        stepper.suspect()
+    assert len(tries) == MOST_LOSSES
+    assert stepper.stats.eager == {"first of its kind": 1, "too little memory to record it": 19}
+
+
+def test_a_replay_with_too_little_memory_gives_recordings_back_and_steps_eagerly(
+    recorder: FakeRecorder,
+) -> None:
+    shortages: list[BaseException] = []
+
+    class Hungry(FakeRecording):
+        def replay(self, inputs: list[Any]) -> Any:
+            if shortages:
+                raise shortages.pop()
+            return super().replay(inputs)
+
+    recorder.make = Hungry
+    stepper, model = Stepper(CPU, recorder), Model()
+    for number in range(6):
+        if number == 3:
+            shortages.append(torch.OutOfMemoryError("no memory"))
+        x = torch.rand(2, 4)
+        assert torch.equal(step(stepper, model, x), forward(model, x=x))
+        gc.collect()
+        assert stepper.size_bytes == (0 if number in (0, 3) else 10)
+    assert counts(stepper) == (2, 2, 2)
 
 
 def test_a_step_that_could_not_be_recorded_is_tried_again_once_the_model_has_changed(stepper: Stepper) -> None:

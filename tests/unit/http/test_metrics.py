@@ -77,7 +77,8 @@ def test_memory_is_shown_once_per_device() -> None:
     }
 
 
-def test_graph_stepping_is_counted(front: Any) -> None:
+def test_graph_stepping_is_counted(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_slot, "why_off", lambda slot: ["too old", None][slot.index])
     stats = StepStats(captures=2, replays=40, eager=Counter({"first of its kind": 2, 'a "quoted" reason': 7}))
     front.slot_queues[1].slot.values[per_slot._steppers] = SimpleNamespace(stats=stats, size_bytes=1 << 20)
     values = samples(front)
@@ -86,7 +87,11 @@ def test_graph_stepping_is_counted(front: Any) -> None:
     assert values["graph_bytes", "1", "cuda:1"] == 1 << 20
     assert values["eager_steps_total", "1", "cuda:1", "first of its kind"] == 2
     assert values["eager_steps_total", "1", "cuda:1", 'a "quoted" reason'] == 7
-    assert not [key for key in values if key[0].startswith(("graph", "eager")) and key[1] == "0"]
+    assert values["graphs_on", "1", "cuda:1", ""] == 1
+    assert values["graphs_on", "0", "cuda:0", "too old"] == 0
+    assert [key for key in values if key[0].startswith(("graph", "eager")) and key[1] == "0"] == [
+        ("graphs_on", "0", "cuda:0", "too old")
+    ]
 
 
 def test_every_family_has_help_and_a_type(front: Any) -> None:

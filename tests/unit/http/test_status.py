@@ -34,6 +34,9 @@ KEYS = [
     "graphs",
 ]
 
+REASON = "switched off: COMFY_PARALLEL_GRAPHS is off; set it to auto"
+OFF = {"on": False, "reason": REASON, "captures": 0, "replays": 0, "eager": {}, "size_bytes": 0}
+
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +87,7 @@ def test_the_whole_reply(busy: Any) -> None:
                 "metrics": metrics[0],
                 "vram": MEMORY,
                 "models": [],
-                "graphs": None,
+                "graphs": OFF,
             },
             {
                 "gpu_id": 1,
@@ -100,7 +103,7 @@ def test_the_whole_reply(busy: Any) -> None:
                 "metrics": metrics[1],
                 "vram": MEMORY,
                 "models": [{"name": "SD15", "loaded_bytes": 7}],
-                "graphs": None,
+                "graphs": OFF,
             },
         ],
         "unassigned": [item[:5] for item in seen.unassigned],
@@ -162,8 +165,8 @@ def test_averages_exist_once_a_job_has_ended(front: Any) -> None:
 def test_a_slots_graph_stepping(front: Any) -> None:
     stats = StepStats(captures=1, replays=3, eager=Counter({"first of its kind": 1}))
     front.slot_queues[0].slot.values[per_slot._steppers] = SimpleNamespace(stats=stats, size_bytes=9)
-    expected = {"captures": 1, "replays": 3, "eager": {"first of its kind": 1}, "size_bytes": 9}
-    assert [queue["graphs"] for queue in reply(front)["queues"]] == [expected, None]
+    expected = {**OFF, "captures": 1, "replays": 3, "eager": {"first of its kind": 1}, "size_bytes": 9}
+    assert [queue["graphs"] for queue in reply(front)["queues"]] == [expected, OFF]
 
 
 def test_the_short_form_holds_counts(busy: Any) -> None:
