@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from comfy_parallel.config import Config
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
-from comfy_parallel.host import facts
+from comfy_parallel.host import allocator, facts
 from comfy_parallel.patching.engine import PatchSet
 from comfy_parallel.slots import device, pool
 from comfy_parallel.slots.slot import set_slots, slots
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _config = Config()
 _patches: PatchSet | None = None
+_put_back_allocator: Callable[[], None] | None = None
 
 
 def install(env: Mapping[str, str] = os.environ) -> bool:
@@ -31,7 +32,7 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
     that cannot be used ends the process; a host that cannot be patched starts as it is, with a warning
     (with `COMFY_PARALLEL_STRICT=1` it does not start).
     """
-    global _config, _patches
+    global _config, _patches, _put_back_allocator
     try:
         _config = Config.from_env(env)
     except ConfigError as error:
@@ -49,8 +50,8 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
     pool.when_server_is_made(_complete_server)
     patch_set.install()
     per_slot.switch(_config.graphs)
-    if _config.graphs:
-        facts.prefer_native_allocator()
+    if _config.graphs and _patches is not None:
+        _put_back_allocator = allocator.prefer_native(os.environ)
     return _patches is not None  # None when a module that was there already did not fit.
 
 
@@ -60,6 +61,7 @@ def uninstall() -> None:
     if _patches is not None:
         _patches.revert()
         _patches = None
+        _give_allocator_back()
         set_slots(())
         loading.use(None)
 
@@ -124,6 +126,7 @@ def _check_complete() -> None:
 def _give_up(mismatch: HostMismatch) -> None:
     global _patches
     _patches = None
+    _give_allocator_back()
     if _config.strict:
         _exit(mismatch)
     logger.warning(
@@ -131,6 +134,13 @@ def _give_up(mismatch: HostMismatch) -> None:
         facts.version(facts.directory()),
         mismatch,
     )
+
+
+def _give_allocator_back() -> None:
+    global _put_back_allocator
+    if _put_back_allocator is not None:
+        _put_back_allocator()
+        _put_back_allocator = None
 
 
 def _exit(error: ComfyParallelError) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import repeat
 from operator import getitem, is_, itemgetter
 from types import FunctionType, MethodType
@@ -11,13 +12,18 @@ from typing import Any
 
 from comfy_parallel.graphs.code import is_known, module_of
 from comfy_parallel.graphs.refusal import UncapturableNow
+from comfy_parallel.graphs.residency import NOTES, Pages, is_paged
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_CHANGING = frozenset({"_parameters", "_buffers", "current_patcher"})  # the first two are looked at by themselves
+_CHANGING = NOTES | {"_parameters", "_buffers", "current_patcher"}  # those two are looked at by themselves
 
 
 class ModelState:
-    """A model as it is now. `device` is where its weights must be; buffers that are never read may be elsewhere.
+    """A model as it is now, after it has been used.
+
+    Args:
+        device: where its weights must be, or be copied for each use (`residency`); buffers that are never read may be
+            elsewhere.
 
     Raises:
         UncapturableNow: when a part of it is elsewhere, or is changed while it is used.
@@ -28,20 +34,24 @@ class ModelState:
 
         modules = list(model.modules())
         self._stores = [store for module in modules for store in (module._parameters, module._buffers) if store]
-        if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in self.tensors()):
+        paged = [module for module in modules if is_paged(module, device)]
+        entries = _entries_apart_from(self._stores, paged)
+        placed = [store[name] for store, name in entries if store[name] is not None]
+        if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in self._all_tensors()):
             raise UncapturableNow("weights of a special type")
-        if any(weight.device != device for weight in model.parameters()):
+        if any(type(tensor) is torch.nn.Parameter and tensor.device != device for tensor in placed):
             raise UncapturableNow("weights that are not on the GPU")
         for module in modules:
             _check_plain(module)
-        self._places = _Places(self._stores, torch.Tensor.data_ptr)
+        self._pages = Pages(paged)
+        self._places = _Places(self._stores, entries, torch.Tensor.data_ptr)
         self._layouts = self._read_layouts()
         self._setups = [_Setup(module) for module in modules]
         self._setups += [_Setup(value) for module in modules for value in _settings_of(module)]
 
     def tensors(self) -> list[Any]:
-        """The weights and buffers. Not kept: a replaced one is to go."""
-        return [tensor for store in self._stores for tensor in store.values() if tensor is not None]
+        """The weights and buffers that a forward may read. Not kept: a replaced one is to go."""
+        return [*self._places.tensors(), *self._pages.tensors()]
 
     def has_same_weights(self) -> bool:
         """Whether every weight still lies where it lay. Values may change in place: a replay reads them anew."""
@@ -49,11 +59,36 @@ class ModelState:
 
     def has_same_structure(self) -> bool:
         """Whether the modules are the same objects, set up in the same way. Slower than the above."""
-        return all(setup.is_unchanged() for setup in self._setups) and self._read_layouts() == self._layouts
+        return (
+            all(setup.is_unchanged() for setup in self._setups)
+            and self._read_layouts() == self._layouts
+            and self._pages.are_filled_as_before()
+        )
+
+    def hold(self) -> bool:
+        """See that the weights stay where they are until `release`; False if they are no longer there."""
+        return self._pages.hold()
+
+    def release(self) -> None:
+        """After `hold`."""
+        self._pages.release()
+
+    def recording(self) -> AbstractContextManager[None]:
+        """In the body, the weights stay where they are, and a forward can be recorded."""
+        return self._pages.recording()
+
+    def _all_tensors(self) -> list[Any]:
+        return [tensor for store in self._stores for tensor in store.values() if tensor is not None]
 
     def _read_layouts(self) -> list[Any]:
         items = [item for store in self._stores for item in store.items() if item[1] is not None]
         return [(name, tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in items]
+
+
+def _entries_apart_from(stores: list[dict[str, Any]], paged: list[Any]) -> list[tuple[dict[str, Any], str]]:
+    """What lies at an address of its own."""
+    in_pages = {(id(module._parameters), name) for module in paged for name in ("weight", "bias")}
+    return [(store, name) for store in stores for name in store if (id(store), name) not in in_pages]
 
 
 class _Places:
@@ -61,8 +96,12 @@ class _Places:
 
     __slots__ = ("_address_of", "_addresses", "_set", "_sizes", "_stores", "_unset")
 
-    def __init__(self, stores: list[dict[str, Any]], address_of: Callable[[Any], int]) -> None:
-        entries = [(store, name) for store in stores for name in store]
+    def __init__(
+        self,
+        stores: list[dict[str, Any]],
+        entries: list[tuple[dict[str, Any], str]],
+        address_of: Callable[[Any], int],
+    ) -> None:
         self._stores = stores
         self._address_of = address_of
         self._set = _columns([(store, name) for store, name in entries if store[name] is not None])
@@ -80,6 +119,9 @@ class _Places:
         except (KeyError, TypeError, RuntimeError):  # a name is gone; or what it stands for has no address
             return False
 
+    def tensors(self) -> list[Any]:
+        return list(map(getitem, *self._set))
+
     def _read(self) -> list[int]:
         return list(map(self._address_of, map(getitem, *self._set)))
 
@@ -94,13 +136,13 @@ class _Setup:
     A module's children are among its attributes, so modules that are unchanged are still the whole model.
     """
 
-    __slots__ = ("_length", "_owner", "_read", "_stores", "_values")
+    __slots__ = ("_num_names", "_owner", "_read", "_stores", "_values")
 
     def __init__(self, owner: Any) -> None:
         attributes = vars(owner)
         names = [name for name in attributes if name not in _CHANGING]
         self._owner = weakref.ref(owner)
-        self._length = len(attributes)
+        self._num_names = len(names)
         self._stores = _stores_of(attributes)
         self._read: Any = itemgetter(*names, names[0]) if names else lambda _: ()  # twice: it returns a tuple
         self._values = tuple(map(_copied, self._read(attributes)))
@@ -108,7 +150,8 @@ class _Setup:
     def is_unchanged(self) -> bool:
         owner = self._owner()
         attributes = owner.__dict__ if owner is not None else {}
-        if len(attributes) != self._length or _stores_of(attributes) != self._stores:
+        num_names = len(attributes) - len(_CHANGING.intersection(attributes))
+        if num_names != self._num_names or _stores_of(attributes) != self._stores:
             return False
         try:
             return bool(self._read(attributes) == self._values)

@@ -72,8 +72,10 @@ class Recorder:
         torch.cuda.synchronize(self._device)
 
     def _prepare(self) -> None:
+        """Waits, too: a host with dynamic VRAM waits for the GPU to free memory, which would end a capture."""
         import torch
 
+        torch.cuda.synchronize()
         if self._stream is None:
             # torch hands out 32 streams of each priority in turns: what others do on one of ours would be recorded.
             # Next to nobody asks for this priority; kernels do the same with any.

@@ -115,8 +115,8 @@ class Stepper:
             return self.eager(forward, model, arguments, "two at once")
         try:
             known = self._find(model, key)
-            if known.recording is not None and self._is_valid(known):
-                result = self._replay(known.recording, tensors)
+            if known.recording is not None and self._is_valid(known) and self._holds(known):
+                result = self._replay(known, tensors)
                 if result is not None:
                     return result
                 known = self._find(model, key)
@@ -127,16 +127,20 @@ class Stepper:
             self._lock.release()
         return self.eager(forward, model, arguments, reason)
 
-    def _replay(self, recording: Replayable, tensors: list[Any]) -> Any:
+    def _replay(self, known: _Known, tensors: list[Any]) -> Any:
         """The recording's result; None if there is too little memory for it, and then no recordings any more."""
         import torch
 
+        assert known.recording is not None
+        assert known.state is not None
         try:
-            result = recording.replay(tensors)
+            result = known.recording.replay(tensors)
         except torch.OutOfMemoryError:
             logger.info("Too little memory on %s to replay a step: graphs are given back", self._device)
             self.forget()
             return None
+        finally:
+            known.state.release()
         self.stats.replays += 1
         return result
 
@@ -183,6 +187,13 @@ class Stepper:
         if not is_valid:
             self._drop(known)
         return is_valid
+
+    def _holds(self, known: _Known) -> bool:
+        """See that the weights stay where they were recorded."""
+        if known.state is not None and known.state.hold():
+            return True
+        self._drop(known)
+        return False
 
     def _drop(self, known: _Known) -> None:
         if known.recording is not None:
@@ -274,7 +285,8 @@ class Stepper:
             with looked_up(model, arguments), watching(self._device, [*inputs, *state.tensors()]):
                 return forward(model, **arguments)
 
-        recording = self._recorder.record(watched, buffers)
-        if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
-            raise Uncapturable("a replay that differs from the eager step")
+        with state.recording():
+            recording = self._recorder.record(watched, buffers)
+            if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
+                raise Uncapturable("a replay that differs from the eager step")
         return recording

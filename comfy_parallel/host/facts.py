@@ -66,14 +66,3 @@ def weight_name(path: str) -> str:
             if folder != "custom_nodes" and Path(path).is_relative_to(root):
                 return f"{folder}/{Path(path).relative_to(root).as_posix()}"
     return Path(path).name
-
-
-def prefer_native_allocator() -> None:
-    """Let torch allocate device memory itself, as recorded graphs need it, unless the user chose cudaMallocAsync.
-
-    Too late on hosts that have set the allocator by now; there the forwards run eagerly.
-    """
-    from comfy.cli_args import args
-
-    if not args.cuda_malloc:
-        args.disable_cuda_malloc = True

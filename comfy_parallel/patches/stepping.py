@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.patching.engine import Patch
+from comfy_parallel.slots.slot import current_slot
 
 _SEAM = "the host's wrappers can be registered for every model"
 
@@ -23,17 +24,9 @@ def _apply_model(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         _raise_if_interrupted()
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        if _has_dynamic_weights(self):
-            return stepper.eager(original, self, arguments, "dynamic VRAM")
         return stepper.step(original, self, arguments)
 
     return _apply_model
-
-
-def _has_dynamic_weights(model: Any) -> bool:
-    """Newer hosts may move such a model's weights at any time, and tell its forward so."""
-    is_dynamic = getattr(model.current_patcher, "is_dynamic", None)
-    return is_dynamic is not None and bool(is_dynamic())
 
 
 def _raise_if_interrupted() -> None:
@@ -76,6 +69,16 @@ def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, device_to, unpatch_weights, **kwargs)
 
     return unpatch_model
+
+
+def _not_in_recordings(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_prefetch_queue(*args: Any, **kwargs: Any) -> Any:
+        """None is what the host takes for no queue."""
+        slot = current_slot()
+        return None if slot is not None and slot.is_recording else original(*args, **kwargs)
+
+    return make_prefetch_queue
 
 
 def _giving_back(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,6 +132,29 @@ PATCHES: tuple[Patch, ...] = (
         wrap=_forgetting,
         params=("self", "device_to", "unpatch_weights"),
         why="A model that goes needs its recordings' memory no more.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_patcher:ModelPatcherDynamic.load",
+        wrap=_suspecting,
+        params=("self",),
+        optional=True,
+        why="A load changes what a recording relies on.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_patcher:ModelPatcherDynamic.unpatch_model",
+        wrap=_forgetting,
+        params=("self", "device_to", "unpatch_weights"),
+        optional=True,
+        why="A model that goes needs its recordings' memory no more.",
+        until=_SEAM,
+    ),
+    Patch(
+        target="comfy.model_prefetch:make_prefetch_queue",
+        wrap=_not_in_recordings,
+        optional=True,
+        why="A recording must not copy weights to the GPU; they are all there.",
         until=_SEAM,
     ),
     Patch(
