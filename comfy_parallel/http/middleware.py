@@ -11,11 +11,11 @@ from aiohttp import web
 
 from comfy_parallel.core.scope import HEADER, Scope, scoped
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import checks, replies, routes, status
+from comfy_parallel.http import bodies, checks, replies, routes, status
 from comfy_parallel.http.targets import check_body_target, header_target
 from comfy_parallel.slots.slot import slots
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, bodies.Handler], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,17 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
 
     `allows_origins`: the host was started with --enable-cors-header.
     """
-    server.app.middlewares.append(_scope_middleware(server, front))
+    server.app.middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
         server.app.middlewares.insert(0, _cors_middleware)
     routes.add_routes(server.routes, front, models_of)
 
 
-def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _scope_middleware(
+    server: Any, front: Any
+) -> Callable[[web.Request, bodies.Handler], Awaitable[web.StreamResponse]]:
     @web.middleware
-    async def scope_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def scope_middleware(request: web.Request, handler: bodies.Handler) -> web.StreamResponse:
         path = request.path.removeprefix("/api")
         if path == "/prompt" and request.method == "POST":
             return await _submit(request, handler)
@@ -65,7 +67,7 @@ def _scope_middleware(server: Any, front: Any) -> Callable[[web.Request, Handler
 
 
 @web.middleware
-async def _cors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _cors_middleware(request: web.Request, handler: bodies.Handler) -> web.StreamResponse:
     """With --enable-cors-header the host allows only its own headers: allow ours as well."""
     response = await handler(request)
     allowed = response.headers.get("Access-Control-Allow-Headers")
@@ -74,7 +76,7 @@ async def _cors_middleware(request: web.Request, handler: Handler) -> web.Stream
     return response
 
 
-async def _submit(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _submit(request: web.Request, handler: bodies.Handler) -> web.StreamResponse:
     """`POST /prompt`. The body is checked in the host's handler, by `check_prompt`, so that it is parsed once."""
     try:
         scope = Scope(target=header_target(request))

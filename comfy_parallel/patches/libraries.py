@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from comfy_parallel.http import bodies
 from comfy_parallel.isolation import random_state, threads
 from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
 from comfy_parallel.slots import device, gates
@@ -119,5 +120,13 @@ PATCHES: tuple[Patch, ...] = (
         why="A pool's thread would compute on the first device and in no slot.",
         until="pools run tasks in the submitter's context",
         hazards=(26, 57),
+    ),
+    Patch(
+        target="aiohttp.http_parser:DeflateBuffer.feed_eof",
+        wrap=bodies.refusing_early_ends,
+        params=("self",),
+        optional=True,
+        why="A compressed request body that was cut off would be stored or acted on as if it were whole.",
+        until="aiohttp notices where a gzip stream ends",
     ),
 )
