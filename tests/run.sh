@@ -25,7 +25,8 @@ set_up() {
 
 own_tests() {
     say "tests of this project: $1"
-    (cd "$REPO" && python -m pytest "$@")
+    # Two files at a time, each on one process: tests of a file share hosts.
+    (cd "$REPO" && python -m pytest --numprocesses 2 --dist loadfile "$@")
 }
 
 device_list() {

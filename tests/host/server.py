@@ -105,6 +105,10 @@ class HostServer:
         return self._running_process().pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pss_bytes(self) -> int:
         """Proportional set size of the host's process."""
         return self._memory("Pss")

@@ -30,6 +30,7 @@ from tests.host.jobs import (
     shown,
     start_held,
 )
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -47,8 +48,8 @@ def server(make_module_server: MakeServer) -> HostServer:
 
 
 @pytest.fixture(scope="module")
-def stock(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots=None)
+def stock(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots=None)
 
 
 @pytest.fixture(scope="module")

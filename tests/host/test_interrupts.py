@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import (
     held,
     hold,
@@ -26,6 +25,7 @@ from tests.host.jobs import (
     run_on_each,
     start_held,
 )
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer, WebSocketClient
 from tests.host.storm import Storm
 from tests.host.workflows import Workflow, node
@@ -38,8 +38,8 @@ ROUNDS = 10
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots=",".join(["cpu"] * NUM_SLOTS))
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots=",".join(["cpu"] * NUM_SLOTS))
 
 
 @pytest.fixture

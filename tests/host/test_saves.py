@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import held
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node
 
@@ -23,13 +23,13 @@ ROUNDING = 2  # The host cuts decimals off when it turns floats into bytes.
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots=",".join(["cpu"] * NUM_SLOTS))
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots=",".join(["cpu"] * NUM_SLOTS))
 
 
 @pytest.fixture(scope="module")
-def stock(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots=None)
+def stock(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots=None)
 
 
 def colour(seed: int) -> tuple[int, int, int]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import await_idle, held, interrupt, outcome, queue_ids, quick, release, start_held
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer, WebSocketClient
 from tests.host.workflows import Workflow, node
 
@@ -70,8 +70,8 @@ def traffic_job(client: int, number: int) -> Workflow:
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots="cpu,cpu")
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.host.conftest import MakeServer
 from tests.host.jobs import await_idle, held, message, new_key, outcome, quick, release, shown, start_held
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node
 
@@ -24,8 +25,8 @@ PAGES = ("/queue", "/queue/all", "/debug/queues", "/metrics", "/history", "/api/
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots="cpu,cpu")
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
 
 
 def kill() -> Workflow:
