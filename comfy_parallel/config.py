@@ -10,7 +10,24 @@ from comfy_parallel.errors import ConfigError
 
 SWITCH = "COMFY_MULTI_GPU_SCHED"
 WEIGHTS = ("map", "copy", "off")
+PACK_MODES = ("auto", "trust", "alone")
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu):(0|[1-9][0-9]{0,2})")
+
+
+@dataclass(frozen=True, slots=True)
+class PackModes:
+    """What to do about jobs with nodes of packs: `mode` in general, and for the packs that were named (in lower case).
+
+    `auto` isolates what is safe to isolate and runs the rest alone, `trust` does neither, `alone` runs all of a
+    pack's jobs alone.
+    """
+
+    mode: str = "auto"
+    named: tuple[tuple[str, str], ...] = ()
+
+    def of(self, pack: str) -> str:
+        """The mode of a pack, by the name of its folder."""
+        return dict(self.named).get(pack.lower(), self.mode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +44,7 @@ class Config:
     ram_gb: float | None = None
     preload: tuple[str, ...] = ()
     graphs: bool = True
+    packs: PackModes = PackModes()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -48,6 +66,7 @@ class Config:
             ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
             preload=tuple(filter(None, map(str.strip, env.get("COMFY_PARALLEL_PRELOAD", "").split(",")))),
             graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
+            packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
         )
 
 
@@ -81,6 +100,26 @@ def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str 
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: set it to {', '.join(choices[:-1])} or {choices[-1]}")
     return value
+
+
+def _pack_modes(env: Mapping[str, str], name: str) -> PackModes:
+    value = env.get(name, "").strip()
+    general: list[str] = []
+    named: dict[str, str] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        pack, equals, mode = map(str.strip, part.rpartition("="))
+        if mode not in PACK_MODES or (equals and not pack):
+            raise ConfigError(
+                f"{name}={value!r}: {part!r} is no choice; write auto, trust or alone, and for single packs the name of"
+                " their folder: auto,ComfyUI-VideoHelperSuite=alone,my_nodes=trust"
+            )
+        if (pack.lower() in named) if equals else general:
+            raise ConfigError(f"{name}={value!r}: {part!r} comes after another choice for the same; leave one of them")
+        if equals:
+            named[pack.lower()] = mode
+        else:
+            general.append(mode)
+    return PackModes(general[0] if general else "auto", tuple(named.items()))
 
 
 def _gigabytes(env: Mapping[str, str], name: str) -> float | None:

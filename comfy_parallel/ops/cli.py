@@ -12,6 +12,9 @@ from comfy_parallel import __version__, patches
 from comfy_parallel.config import Config
 from comfy_parallel.errors import ComfyParallelError, HostMismatch
 from comfy_parallel.host import facts
+from comfy_parallel.isolation.packs.clashes import clashes
+from comfy_parallel.isolation.packs.findings import findings
+from comfy_parallel.isolation.packs.verdicts import verdicts
 from comfy_parallel.ops import link
 from comfy_parallel.patching import scan
 from comfy_parallel.patching.engine import survey
@@ -68,6 +71,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"host           ComfyUI {facts.version(host_dir)} in {host_dir}\n")
     problems = _print_patches(host_dir)
     unknown = _print_unknown(host_dir)
+    _print_packs(host_dir / "custom_nodes")
     print(f"\n{'does not fit' if problems else 'fits'}: {problems} patches do not fit, {unknown} unknown globals")
     return 1 if problems else 0
 
@@ -98,6 +102,20 @@ def _print_patches(host_dir: Path) -> int:
     for fit, target, why in rows:
         print(f"{fit:{widths[0]}}  {target:{widths[1]}}  {why}")
     return problems
+
+
+def _print_packs(folder: Path) -> None:
+    packs = [path for path in sorted(folder.glob("*")) if _is_pack(path)]
+    print(f"\nnode packs     {len(packs)} in {folder}")
+    found, clashing = {path: findings(path) for path in packs}, {path: clashes(path) for path in packs}
+    for verdict in verdicts(found, clashing, Config.from_env(os.environ).packs):
+        lines = list(verdict.lines())
+        print("\n".join(lines) if lines else f"node pack {verdict.name}: keeps nothing for the whole process")
+
+
+def _is_pack(path: Path) -> bool:
+    is_ours = path.resolve() == Path(__file__).resolve().parents[2]
+    return not is_ours and (path.suffix == ".py" or (path / "__init__.py").is_file())
 
 
 def _print_unknown(host_dir: Path) -> int:

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from comfy_parallel.config import Config
+from comfy_parallel.config import Config, PackModes
 from comfy_parallel.errors import ConfigError
 
 ON = {"COMFY_MULTI_GPU_SCHED": "1"}
+PACKS = (("my pack", "alone"), ("b", "trust"))
 
 
 def read(**variables: str) -> Config:
@@ -57,6 +58,10 @@ def test_on_alone_leaves_every_choice_to_the_machine() -> None:
         ("COMFY_PARALLEL_RAM_GB", " 12.5 ", "ram_gb", 12.5),
         ("COMFY_PARALLEL_RAM_GB", "0.001", "ram_gb", 0.001),
         ("COMFY_PARALLEL_RAM_GB", "", "ram_gb", None),
+        ("COMFY_PARALLEL_PACKS", "", "packs", PackModes("auto")),
+        ("COMFY_PARALLEL_PACKS", "trust", "packs", PackModes("trust")),
+        ("COMFY_PARALLEL_PACKS", " auto , My Pack = alone,b=trust", "packs", PackModes("auto", PACKS)),
+        ("COMFY_PARALLEL_PACKS", "my pack=alone,B=trust", "packs", PackModes("auto", PACKS)),
     ],
 )
 def test_good_values(name: str, value: str, field: str, expected: object) -> None:
@@ -95,6 +100,13 @@ def test_good_values(name: str, value: str, field: str, expected: object) -> Non
         ("COMFY_PARALLEL_WEIGHTS", "mmap", "map, copy or off"),
         ("COMFY_PARALLEL_WEIGHTS", "Copy", "map, copy or off"),
         ("COMFY_PARALLEL_WEIGHTS", "1", "map, copy or off"),
+        ("COMFY_PARALLEL_PACKS", "off", "write auto, trust or alone"),
+        ("COMFY_PARALLEL_PACKS", "Auto", "write auto, trust or alone"),
+        ("COMFY_PARALLEL_PACKS", "auto,my_nodes", "my_nodes=trust"),
+        ("COMFY_PARALLEL_PACKS", "auto,=alone", "the name of their folder"),
+        ("COMFY_PARALLEL_PACKS", "auto,a=1", "'a=1' is no choice"),
+        ("COMFY_PARALLEL_PACKS", "auto,trust", "leave one of them"),
+        ("COMFY_PARALLEL_PACKS", "a=alone,A=trust", "leave one of them"),
         ("COMFY_PARALLEL_RAM_GB", "0", "a number of GiB like 64 or 12.5"),
         ("COMFY_PARALLEL_RAM_GB", "0.0", "leave it unset"),
         ("COMFY_PARALLEL_RAM_GB", "-1", "a number of GiB"),

@@ -1,0 +1,98 @@
+"""What is done about each node pack: which of its node classes run alone, and how that is told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfy_parallel.config import PackModes
+from comfy_parallel.isolation.packs.clashes import Clash
+from comfy_parallel.isolation.packs.finding import ALONE, TREATMENTS, Finding
+
+_PARENTS = ("custom_nodes.", "comfy_extras.")  # what the host puts before a pack's name in its node classes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in one pack, and what the user wants for it: `auto`, `trust` or `alone`."""
+
+    name: str
+    mode: str
+    findings: tuple[Finding, ...] = ()
+    clashes: tuple[Clash, ...] = ()
+
+    def runs_alone(self, class_name: str) -> bool:
+        """Whether a job with a node of this Python class must be the only one that runs."""
+        if self.mode != "auto":
+            return self.mode == "alone"
+        unsafe = [found for found in self.findings if found.treatment == ALONE]
+        return any(not found.classes or class_name in found.classes for found in unsafe)
+
+    def lines(self) -> Iterator[str]:
+        """One sentence for each treatment and each clash."""
+        if self.mode == "trust":
+            yield f"node pack {self.name}: trusted: its jobs run beside others, nothing is isolated"
+        elif self.mode == "alone":
+            yield f"node pack {self.name}: its jobs run alone, as COMFY_PARALLEL_PACKS says"
+        else:
+            for treatment in TREATMENTS:
+                found = [one for one in self.findings if one.treatment == treatment]
+                if found:
+                    yield f"node pack {self.name}: {_MEANING[treatment]}: {_listed(found)}"
+        for clash in self.clashes:
+            yield f"node pack {self.name}: CLASH: {clash.what} ({clash.file}:{clash.line}); {clash.consequence}"
+
+
+_MEANING = {
+    "per slot": "isolated, every slot has its own",
+    "shared": "one for all slots, as the server uses it too",
+    ALONE: "jobs with such nodes run alone",
+}
+
+
+def verdicts(
+    found: Mapping[Path, Iterable[Finding]], clashes: Mapping[Path, Iterable[Clash]], modes: PackModes
+) -> list[Verdict]:
+    """What is done about each pack, by the name of its folder or file."""
+    packs = sorted({*found, *clashes}, key=lambda path: path.name.lower())
+    return [
+        Verdict(name, modes.of(name), tuple(found.get(pack, ())), tuple(clashes.get(pack, ())))
+        for pack in packs
+        for name in [pack_name(pack)]
+    ]
+
+
+def pack_name(pack: Path) -> str:
+    """A pack's name: of its folder, or of its file without the ending."""
+    return pack.name.removesuffix(".py")
+
+
+def classes_alone(node_classes: Mapping[str, type], known: Iterable[Verdict], modes: PackModes) -> dict[str, str]:
+    """For each class type whose jobs run alone, its pack's name."""
+    by_name = {verdict.name: verdict for verdict in known}
+    alone: dict[str, str] = {}
+    for class_type, node_class in node_classes.items():
+        name = pack_of(node_class)
+        if name is not None:
+            verdict = by_name.get(name) or Verdict(name, modes.of(name))
+            if verdict.runs_alone(node_class.__name__):
+                alone[class_type] = name
+    return alone
+
+
+def pack_of(node_class: Any) -> str | None:
+    """The pack that a node class came with; None for the host's basic nodes."""
+    module = str(getattr(node_class, "RELATIVE_PYTHON_MODULE", ""))
+    parent = next((parent for parent in _PARENTS if module.startswith(parent)), None)
+    return None if parent is None else module.removeprefix(parent)
+
+
+def _listed(found: Iterable[Finding]) -> str:
+    """`name (file:line, file:line), …`, each name once."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for one in found:
+        places[one.name].append(f"{one.file}:{one.line}")
+    return ", ".join(f"{name} ({', '.join(dict.fromkeys(where))})" for name, where in places.items())

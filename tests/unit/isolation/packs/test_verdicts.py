@@ -1,0 +1,67 @@
+"""Which node classes run alone, and how what is done about a pack is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_parallel.config import PackModes
+from comfy_parallel.isolation.packs.clashes import Clash
+from comfy_parallel.isolation.packs.finding import ALONE, HOST_WRITE, MODULE_STATE, PER_SLOT, SHARED, Finding
+from comfy_parallel.isolation.packs.verdicts import Verdict, classes_alone, pack_of, verdicts
+
+UNSAFE = Finding(HOST_WRITE, "torch.backends.flag", "a.py", 3, ALONE, classes=frozenset({"Flips"}))
+SAFE = Finding(MODULE_STATE, "store", "b.py", 7, PER_SLOT, classes=frozenset({"Stores"}))
+ASKED = Finding(MODULE_STATE, "waiting", "b.py", 9, SHARED, classes=frozenset({"Asks"}))
+PACK = Path("custom_nodes/my_pack")
+CLASH = Clash("it takes the route /prompt", "jobs may not reach the slots", "c.py", 4)
+
+
+def node(class_name: str, module: str = "custom_nodes.my_pack") -> type:
+    return type(class_name, (), {"RELATIVE_PYTHON_MODULE": module})
+
+
+NODES = {"Flips it": node("Flips"), "Stores it": node("Stores"), "Other": node("Other", "custom_nodes.other")}
+
+
+def alone(modes: PackModes, *found: Finding) -> dict[str, str]:
+    return classes_alone(NODES, verdicts({PACK: found}, {}, modes), modes)
+
+
+def test_only_classes_that_reach_what_is_unsafe_run_alone() -> None:
+    assert alone(PackModes(), UNSAFE, SAFE, ASKED) == {"Flips it": "my_pack"}
+
+
+def test_all_of_a_pack_run_alone_when_it_cannot_be_told_which_reach_it() -> None:
+    unknown = Finding(HOST_WRITE, "x", "a.py", 3, ALONE)
+    assert alone(PackModes(), unknown) == {"Flips it": "my_pack", "Stores it": "my_pack"}
+
+
+def test_a_trusted_pack_never_runs_alone() -> None:
+    assert alone(PackModes("trust"), UNSAFE) == {}
+    assert alone(PackModes("auto", (("my_pack", "trust"),)), UNSAFE) == {}
+
+
+def test_a_pack_can_be_told_to_run_alone_whatever_was_found() -> None:
+    assert alone(PackModes("auto", (("other", "alone"),)), SAFE) == {"Other": "other"}
+    assert alone(PackModes("alone"), SAFE) == dict.fromkeys(("Flips it", "Stores it"), "my_pack") | {"Other": "other"}
+
+
+def test_the_host_s_basic_nodes_are_of_no_pack() -> None:
+    assert pack_of(node("KSampler", "nodes")) is None
+    assert pack_of(object) is None
+    assert pack_of(node("GLSL", "comfy_extras.nodes_glsl")) == "nodes_glsl"
+
+
+def test_what_was_found_is_told_with_its_place_and_what_is_done() -> None:
+    (verdict,) = verdicts({PACK: [UNSAFE, SAFE, ASKED, SAFE]}, {PACK: [CLASH]}, PackModes())
+    assert list(verdict.lines()) == [
+        "node pack my_pack: isolated, every slot has its own: store (b.py:7)",
+        "node pack my_pack: one for all slots, as the server uses it too: waiting (b.py:9)",
+        "node pack my_pack: jobs with such nodes run alone: torch.backends.flag (a.py:3)",
+        "node pack my_pack: CLASH: it takes the route /prompt (c.py:4); jobs may not reach the slots",
+    ]
+
+
+def test_a_choice_of_the_user_is_told() -> None:
+    assert "trusted" in next(Verdict("a", "trust", (UNSAFE,)).lines())
+    assert "COMFY_PARALLEL_PACKS" in next(Verdict("a", "alone").lines())
