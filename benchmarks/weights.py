@@ -1,13 +1,16 @@
 """What weights cost: memory with 1 to N slots, and time to switch models, stock ComfyUI beside comfy_parallel.
 
-    python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu] [--only memory|loading]
-        [--slots-per-gpu N] [--models-dir DIR]
+    python benchmarks/weights.py COMFYUI_DIR [--devices cuda:0,cuda:1,… | cpu,cpu,cpu,cpu]
+        [--only memory|loading|alternating] [--slots-per-gpu N] [--models-dir DIR]
 
 Memory is the host process's proportional set size after one image on each slot, with one model, after two models in
 turns, and after ten images more. On CPU slots a switch is a job that loads the other model and decodes one small
 latent image with its VAE. On GPUs, with full-size models of random weights (benchmarks/full_size.py), ComfyUI's own
 functions load and unload an SDXL and a Flux-shaped model: from RAM, from another GPU that holds it, and on all slots
 at once, of which a GPU has --slots-per-gpu. The models are kept in --models-dir, if it is given.
+
+--only alternating: whole jobs on one GPU, with an SDXL- and an SD1.5-shaped model in turns, where ComfyUI unloads each
+model before it loads another (--disable-smart-memory) and keeps what it has read (--cache-lru).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +43,9 @@ LOADED = {
     "sdxl": node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
     "flux": node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
 }
+ALTERNATING = {"sdxl.safetensors": 1024, "sd15.safetensors": 512}  # and the size of their images
+UNLOADING = ("--disable-smart-memory", "--cache-lru", "20")
+PAIRS = 10  # of jobs with two models in turns, after two that warm up
 SWITCHES = 6
 ROUNDS = 11
 STOCK_ROUNDS = {"sdxl": 5, "flux": 1}  # Stock takes 20 s for one of Flux.
@@ -57,9 +63,11 @@ def main() -> None:
             compare_memory(options.comfyui, cpu_models(options.comfyui), devices, counts, CPU_MODELS)
         else:
             models = gpu_models(options.comfyui, options.models_dir or Path(made))
-            if options.only != "memory":
+            if options.only in (None, "loading"):
                 compare_loading(options.comfyui, models, devices, options.slots_per_gpu)
-            if options.only != "loading":
+            if options.only == "alternating":
+                compare_alternating(options.comfyui, models, devices)
+            if options.only in (None, "memory"):
                 compare_memory(options.comfyui, models, devices, counts, GPU_MODELS)
 
 
@@ -69,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--devices", default="cpu,cpu,cpu,cpu")
     parser.add_argument("--models-dir", type=lambda text: Path(text).resolve(), help="of full-size models, on GPUs")
     parser.add_argument("--slots-per-gpu", type=int, default=1, help="when models are loaded")
-    parser.add_argument("--only", choices=("memory", "loading"), help="on GPUs")
+    parser.add_argument("--only", choices=("memory", "loading", "alternating"), help="on GPUs")
     return parser.parse_args()
 
 
@@ -87,7 +95,12 @@ def gpu_models(comfyui: Path, models: Path) -> Path:
 
 @contextmanager
 def started(
-    comfyui: Path, models: Path, devices: list[str], slots: str | None, slots_per_gpu: int = 1
+    comfyui: Path,
+    models: Path,
+    devices: list[str],
+    slots: str | None,
+    slots_per_gpu: int = 1,
+    args: Sequence[str] = (),
 ) -> Iterator[HostServer]:
     """A host on all of these devices, or, where `slots` is None, stock on the first."""
     is_cpu = devices[0] == "cpu"
@@ -98,7 +111,7 @@ def started(
         env["COMFY_PARALLEL_SLOTS_PER_GPU"] = str(slots_per_gpu)
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "models").symlink_to(models, target_is_directory=True)
-        args = without_front_end(Path(base) / "front_end")
+        args = [*without_front_end(Path(base) / "front_end"), *args]
         with HostServer(comfyui, Path(base), slots=slots, args=args, env=env, is_cpu=is_cpu) as server:
             yield server
 
@@ -247,6 +260,35 @@ def report_loading(rows: list[tuple[str, str, dict[str, Any], float]]) -> None:
     if (between := alone["peer_s_per_gib"]) is not None:
         pinned = GIB / 1e9 / alone["pinned_s_per_gib"]
         print(f"a plain copy: {pinned:.1f} GB/s from pinned memory, {GIB / 1e9 / between:.1f} GB/s from another GPU")
+
+
+# Whole jobs with two models in turns.
+
+
+def compare_alternating(comfyui: Path, models: Path, devices: list[str]) -> None:
+    print(f"\n{'seconds a job':26}" + "".join(f"{name:>20}" for name in ALTERNATING))
+    for name, slots in (("stock", None), ("ours", devices[0])):
+        with started(comfyui, models, devices, slots, args=UNLOADING) as server:
+            report_alternating(name, alternating_seconds(server, None if slots is None else 0))
+
+
+def alternating_seconds(server: HostServer, slot: int | None) -> dict[str, list[float]]:
+    """How long each job takes, by its model; every job loads its text encoder, its model and its VAE."""
+    taken: dict[str, list[float]] = {name: [] for name in ALTERNATING}
+    for number in range(2 + PAIRS):
+        for name, size in ALTERNATING.items():
+            began = time.perf_counter()
+            text = f"a lighthouse at dusk, {number}"
+            entry = server.run(txt2img(next(_seeds), ckpt=name, steps=20, width=size, height=size, text=text), slot)
+            assert entry["status"]["completed"], entry["status"]
+            taken[name].append(time.perf_counter() - began)
+    return {name: seconds[2:] for name, seconds in taken.items()}
+
+
+def report_alternating(name: str, taken: dict[str, list[float]]) -> None:
+    each = {model: statistics.median(seconds) for model, seconds in taken.items()}
+    images = 3600 * len(each) / sum(each.values())
+    print(f"{name:26}" + "".join(f"{seconds:20.3f}" for seconds in each.values()) + f"{images:12.0f} images/h")
 
 
 def median(times: dict[str, Any], what: str) -> float:

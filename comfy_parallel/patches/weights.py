@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from comfy_parallel.patching.engine import Patch
 from comfy_parallel.weights import loading, streaming
 from comfy_parallel.weights.files import regions
-from comfy_parallel.weights.gpu import homes, leaves, marks, plans, transfers
+from comfy_parallel.weights.gpu import copies, homes
 
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
-_WHY_FASTER = "To load a model would take Python longer than the GPU, and hold up the other slots."
 _WHY_APART = "Weights that lie in one block on a GPU give its memory back together only."
 _UNTIL = "the host's models alias the mapped file on every device"
 
@@ -82,7 +80,7 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        parts = marks.left_to_move(self, device) or loading.modules_of(self)
+        parts = loading.modules_of(self)
         is_plain = device is not None and dtype is None and memory_format is None
         if not is_plain or not loading.move_as_torch_does(parts):
             with loading.moving(store, loading.parameters_of(parts), device, dtype):
@@ -108,9 +106,6 @@ def _apply(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load(original: Callable[..., Any]) -> Callable[..., Any]:
-    host = original.__globals__
-    on_load = host["CallbacksMP"].ON_LOAD
-
     @functools.wraps(original)
     def load(
         self: Any,
@@ -125,17 +120,10 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
         store = loading.store_of_slot()
         if store is None:
             return original(self, *arguments, **others)
-        with transfers.complete():
-            if not full_load or getattr(device_to, "type", None) is None:
-                return original(self, *arguments, **others)
-            if device_to.type == "cuda":
-                plan, modules = plans.load_ahead(store, self.model, device_to, self.patches)
-                named = list(zip(plan.names, modules, strict=True))
-            else:
-                plan, named = None, loading.named_modules_of(self.model)
-            is_hosts_alone = type(self) is host["ModelPatcher"] and not self.get_all_callbacks(on_load)
-            with marks.whole_load(self, named, device_to, plan) if is_hosts_alone else nullcontext():
-                return original(self, *arguments, **others)
+        with copies.complete():
+            if full_load and getattr(device_to, "type", None) == "cuda":
+                loading.load_ahead(store, self.model, device_to, self.patches)
+            return original(self, *arguments, **others)
 
     return load
 
@@ -144,20 +132,12 @@ def _partially_unload(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def partially_unload(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Memory is given back weight by weight, as the host counts it."""
-        if loading.store_of_slot() is not None:
-            loading.take_apart(self.model)
+        store = loading.store_of_slot()
+        if store is not None:
+            loading.take_apart(store, self.model)
         return original(self, *args, **kwargs)
 
     return partially_unload
-
-
-def _module_size(original: Callable[..., int]) -> Callable[..., int]:
-    @functools.wraps(original)
-    def module_size(module: Any) -> int:
-        size = leaves.size_of(module) if loading.store_of_slot() is not None else None
-        return (original(module) if size is None else size) + marks.size_beside(module)
-
-    return module_size
 
 
 def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,12 +159,14 @@ def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, key: str, device_to: Any = None, inplace_update: bool = False, **others: Any
     ) -> Any:
         """The unpatched weight goes back to where it came from, so that its backup is no copy."""
-        if key in self.patches and loading.store_of_slot() is not None:
+        store = loading.store_of_slot()
+        if key in self.patches and store is not None:
             weight = get_attr(self.model, key)
+            home = homes.home_of(weight)
             if inplace_update or self.weight_inplace_update:
                 loading.before_write(weight)
-            elif not others.get("return_weight"):
-                homes.send_home(weight)
+            elif home is not None and not others.get("return_weight"):
+                loading.send_home(store, [(weight, home)])
         return original(self, key, device_to=device_to, inplace_update=inplace_update, **others)
 
     return patch_weight_to_device
@@ -287,7 +269,6 @@ PATCHES: tuple[Patch, ...] = (
     ),
     _patch("torch.nn.modules.module:Module.to", _to, "self"),
     _patch("torch.nn.modules.module:Module._apply", _apply, "self"),
-    _patch("comfy.model_management:module_size", _module_size, "module", why=_WHY_FASTER),
     _patch(
         "comfy.model_patcher:ModelPatcher.load",
         _load,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from operator import contains
@@ -15,9 +15,8 @@ from comfy_parallel.weights import streaming
 from comfy_parallel.weights.files import ram
 from comfy_parallel.weights.files.formats import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.files.regions import ALIGNMENT, Region, SharedMemory, is_shared
-from comfy_parallel.weights.gpu import blocks, homes, transfers
+from comfy_parallel.weights.gpu import copies, homes, loads
 from comfy_parallel.weights.gpu.homes import Home
-from comfy_parallel.weights.gpu.parts import apart
 from comfy_parallel.weights.spans import Span
 
 if TYPE_CHECKING:  # Linux only
@@ -103,15 +102,32 @@ def before_load(module: Any, state_dict: dict[str, Any], prefix: str) -> None:
 def moving(store: Store, parameters: Sequence[Any], device: Any, dtype: Any) -> Iterator[None]:
     """Let the body, which moves these parameters' modules by `to(device, dtype)`, do without copying what ends in
     shared memory, and copy what leaves it for a GPU faster than torch would."""
-    with transfers.complete():
+    with copies.complete():
         leaving = before_move(store, parameters, device, dtype)
         try:
             if device is not None and device.type == "cuda":
                 pairs = [(p, home) for p, home in leaving if p.is_cpu and dtype in (None, home.tensor.dtype)]
-                transfers.move(apart(pairs), device, store.may_pin)
+                loads.load_apart(store, pairs, device)
             yield
         finally:
             after_move(leaving)
+
+
+def load_ahead(store: Store, model: Any, device: Any, patched: Collection[str]) -> None:
+    """Copy the weights of a model that is about to be loaded whole to a CUDA device, within `copies.complete()`.
+
+    Args:
+        patched: names of parameters that are patched on the way, and stay.
+    """
+    found: dict[int, tuple[Any, Home]] = {}
+    for name, module in named_modules_of(model):
+        for own, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in found or parameter.grad is not None:
+                continue
+            home = home_at(parameter)
+            if home is not None and (f"{name}.{own}" if name else own) not in patched:
+                found[id(parameter)] = parameter, home
+    loads.load_whole(store, found.values(), device)
 
 
 def modules_of(module: Any) -> list[Any]:
@@ -168,12 +184,12 @@ def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any
 
     Returns the parameters that leave it or have left it before, each with its home; for `after_move`.
     """
-    leaving = []
+    leaving, returning = [], []
     for parameter in parameters:
         if parameter.device.type != "cpu":
             home = homes.home_of(parameter)
             if home is not None and device is not None and device.type == "cpu" and dtype in (None, parameter.dtype):
-                homes.send_home(parameter)
+                returning.append((parameter, home))
             elif home is not None:
                 leaving.append((parameter, home))  # It may stay where it is.
         elif (home := home_at(parameter)) is not None:
@@ -183,7 +199,14 @@ def before_move(store: Store, parameters: Iterable[Any], device: Any, dtype: Any
                 shared = _shared(store, home.tensor, parameter, dtype)
                 if shared is not None:
                     parameter.data = shared
+    send_home(store, returning)
     return leaving
+
+
+def send_home(store: Store, pairs: Sequence[tuple[Any, Home]]) -> None:
+    """Let those of these parameters on a device that nobody wrote to be their shared tensors again."""
+    for parameter, home in loads.unchanged(store, pairs):
+        homes.go_home(parameter, home)
 
 
 def after_move(leaving: list[tuple[Any, Home]]) -> None:
@@ -194,18 +217,10 @@ def after_move(leaving: list[tuple[Any, Home]]) -> None:
             homes.remember(parameter, home, None)
 
 
-def take_apart(model: Any) -> None:
-    """Give each weight on a device memory of its own, before weights go one by one: a block goes with its last.
-
-    Where a block's weights find no other room they stay.
-    """
-    together: dict[int, list[tuple[Any, Home | None]]] = {}
-    for parameter in parameters_of(modules_of(model)):
-        home = homes.home_of(parameter)
-        if (home is not None or parameter.device.type != "cpu") and blocks.is_in_one(parameter):
-            together.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, home))
-    for block in together.values():
-        transfers.take_apart(block)
+def take_apart(store: Store, model: Any) -> None:
+    """Give each weight on a device memory of its own, before weights go one by one."""
+    found = [(parameter, homes.home_of(parameter)) for parameter in parameters_of(modules_of(model))]
+    loads.take_apart(store, [(p, home) for p, home in found if home is not None or p.device.type != "cpu"])
 
 
 def home_at(parameter: Any) -> Home | None:

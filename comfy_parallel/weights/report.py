@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_parallel.slots.slot import slots
 from comfy_parallel.weights import loading
-from comfy_parallel.weights.gpu import transfers
+from comfy_parallel.weights.gpu import copies
 
 
 def weights_json(name_of: Callable[[str], str]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def weights_json(name_of: Callable[[str], str]) -> dict[str, Any]:
     return {
         "mode": store.mode,
         "ram": {"budget_bytes": store.budget_bytes, "used_bytes": store.used_bytes},
-        "slots": [{"gpu_id": slot.index, "copied_bytes": transfers.bytes_from(slot)} for slot in slots()],
+        "slots": [{"gpu_id": slot.index, "copied_bytes": copies.bytes_from(slot)} for slot in slots()],
         "files": [
             {
                 "name": name_of(file.path),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slots.slot import SlotLocal, current_index
 from comfy_parallel.weights.files.regions import Origin, Region, origin_of, span_of
-from comfy_parallel.weights.gpu import transfers
+from comfy_parallel.weights.gpu import copies
 from comfy_parallel.weights.gpu.homes import Place
 
 if TYPE_CHECKING:  # Linux only
@@ -98,7 +98,7 @@ def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
             [(0, span.offset, tensor.nbytes)],
             queue,
             store.may_pin,
-            lambda pieces: transfers.copy_pinned(region, [span], [target], pieces),
+            lambda pieces: copies.copy_pinned(region, [span], [target], pieces),
         )
         _running.get().add(queue.record_event(), region)
     return not left

@@ -19,7 +19,7 @@ from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files.regions import is_shared
 from comfy_parallel.weights.files.store import Store
-from comfy_parallel.weights.gpu import blocks, homes, parts, peers, pins, plans, transfers
+from comfy_parallel.weights.gpu import blocks, copies, homes, pins
 from comfy_parallel.weights.spans import Span
 from tests.fakes import make_slots
 from tests.gpu.conftest import MakeGpuServers
@@ -59,17 +59,20 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 def without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: False)
+    monkeypatch.setattr(copies, "is_fast", lambda source, target: False)
 
 
-def moved(store: Store, path: str, slot: Slot) -> nn.Linear:
-    """A module that a slot has loaded and moved to its GPU."""
+def moved(store: Store, path: str, slot: Slot, *, is_whole: bool = False) -> nn.Linear:
+    """A module that a slot has loaded and moved to its GPU, as a whole or weight by weight."""
     with entered(slot), torch.device("meta"):
         module = nn.Linear(4, ROWS)
     module.to_empty(device="cpu")
     with entered(slot), torch.cuda.device(slot.device):
         module.load_state_dict(read(store, path))
         assert is_shared(module.weight)
+        if is_whole:
+            with copies.complete():
+                loading.load_ahead(store, module, torch.device(slot.device), ())
         return module.to(slot.device)
 
 
@@ -85,7 +88,7 @@ SIZE = ROWS * 5 * 4
 def test_pinned_memory_is_copied(store: Store, path: str, two_slots: tuple[Slot, ...], without_peers: None) -> None:
     for slot in two_slots:
         assert_right(moved(store, path, slot), slot)
-        assert transfers.bytes_from(slot) == {"pinned": SIZE, "staged": 0, "peer": 0}
+        assert copies.bytes_from(slot) == {"pinned": SIZE, "staged": 0, "peer": 0}
     (file,) = store.files()
     assert file.pinned_bytes == file.identity.size == store.used_bytes
 
@@ -105,7 +108,7 @@ def test_torch_copies_what_lies_in_several_chunks(
 def test_without_a_budget_buffers_carry(store: Store, path: str, two_slots: tuple[Slot, ...]) -> None:
     store.budget_bytes = 0
     assert_right(moved(store, path, two_slots[0]), two_slots[0])
-    assert transfers.bytes_from(two_slots[0]) == {"pinned": 0, "staged": SIZE, "peer": 0}
+    assert copies.bytes_from(two_slots[0]) == {"pinned": 0, "staged": SIZE, "peer": 0}
     assert store.used_bytes == 0
 
 
@@ -115,7 +118,7 @@ def test_where_the_driver_refuses_buffers_carry(
     """Its error is not left for the next call to find."""
     monkeypatch.setattr(pins, "_READ_ONLY", 0)  # It cannot register a read-only mapping for writing.
     assert_right(moved(store, path, two_slots[0]), two_slots[0])
-    assert transfers.bytes_from(two_slots[0])["pinned"] == 0
+    assert copies.bytes_from(two_slots[0])["pinned"] == 0
     assert torch.ones(3, device="cuda:0").sum().item() == 3
 
 
@@ -128,7 +131,7 @@ def test_memory_that_is_not_pinned_any_more_is_not_used(
     assert file.pinned_bytes == 0
     with entered(two_slots[0]):
         assert_right(module.to("cpu").to(two_slots[0].device), two_slots[0])  # from the old bytes
-    assert transfers.bytes_from(two_slots[0]) == {"pinned": SIZE, "staged": SIZE, "peer": 0}
+    assert copies.bytes_from(two_slots[0]) == {"pinned": SIZE, "staged": SIZE, "peer": 0}
     module = moved(store, path, two_slots[0])
     assert_right(module, two_slots[0])
 
@@ -151,13 +154,13 @@ def test_what_goes_is_not_pinned(store: Store, path: str, two_slots: tuple[Slot,
 def peers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.can_device_access_peer(0, 1):
         pytest.skip("these GPUs do not reach each other's memory")
-    monkeypatch.setattr(peers, "is_faster_than_ram", lambda source, target: True)
+    monkeypatch.setattr(copies, "is_fast", lambda source, target: True)
 
 
 def test_another_gpu_is_copied_from(store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None) -> None:
-    first = moved(store, path, two_slots[0])
-    second = moved(store, path, two_slots[1])
-    assert transfers.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": SIZE}
+    first = moved(store, path, two_slots[0], is_whole=True)
+    second = moved(store, path, two_slots[1], is_whole=True)
+    assert copies.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": SIZE}
     for module, slot in zip((first, second), two_slots, strict=True):
         assert_right(module, slot)
         assert homes.home_of(module.weight) is not None
@@ -166,17 +169,25 @@ def test_another_gpu_is_copied_from(store: Store, path: str, two_slots: tuple[Sl
 def test_a_gpu_whose_copy_was_written_to_is_not_copied_from(
     store: Store, path: str, two_slots: tuple[Slot, ...], peers_only: None
 ) -> None:
-    first = moved(store, path, two_slots[0])
-    homes.forget(first.weight)
+    first = moved(store, path, two_slots[0], is_whole=True)
     with torch.no_grad():
         first.weight.mul_(2)
-    assert_right(moved(store, path, two_slots[1]), two_slots[1])
-    assert transfers.bytes_from(two_slots[1])["peer"] == ROWS * 4
+    second = moved(store, path, two_slots[1], is_whole=True)
+    assert_right(second, two_slots[1])
+    assert copies.bytes_from(two_slots[1]) == {"pinned": SIZE, "staged": 0, "peer": 0}
+    for module, slot, factor in ((first, two_slots[0], 2), (second, two_slots[1], 1)):
+        with entered(slot):
+            module.to("cpu")
+        assert bits(module.weight) == bits(numbers(ROWS, 4) * factor)
+        assert is_shared(module.weight) == (factor == 1)
+        assert is_shared(module.bias)
 
 
 @pytest.mark.parametrize("reader", ["cuda:1", "cuda:0"])
-def test_who_writes_waits_for_who_copies(store: Store, path: str, peers_only: None, reader: str) -> None:
-    """Writers and readers race for a while; every reader gets all of the file's numbers."""
+def test_who_copies_while_others_write_gets_the_files_numbers(
+    store: Store, path: str, peers_only: None, reader: str
+) -> None:
+    """Writers and readers race for a while."""
     two_slots = make_slots("cuda:0", reader)
     expected = numbers(ROWS, 4).to(reader)
     wrong = []
@@ -184,9 +195,8 @@ def test_who_writes_waits_for_who_copies(store: Store, path: str, peers_only: No
 
     def write_again_and_again() -> None:
         while not has_ended.is_set():
-            module = moved(store, path, two_slots[0])
+            module = moved(store, path, two_slots[0], is_whole=True)
             time.sleep(0.002)
-            homes.forget(module.weight)
             with torch.no_grad():
                 module.weight.fill_(-1)
 
@@ -194,12 +204,12 @@ def test_who_writes_waits_for_who_copies(store: Store, path: str, peers_only: No
     writer.start()
     try:
         for _ in range(150):
-            if not torch.equal(moved(store, path, two_slots[1]).weight, expected):
+            if not torch.equal(moved(store, path, two_slots[1], is_whole=True).weight, expected):
                 wrong.append(1)
     finally:
         has_ended.set()
         writer.join()
-    assert transfers.bytes_from(two_slots[1])["peer"] > 10 * ROWS * 4
+    assert copies.bytes_from(two_slots[1])["peer"] > 10 * SIZE
     assert not wrong
 
 
@@ -212,14 +222,14 @@ def test_many_slots_load_at_once(store: Store, path: str, num_gpus: int) -> None
 
     with ThreadPoolExecutor(len(many)) as pool:
         list(pool.map(load, many))
-    assert all(sum(transfers.bytes_from(slot).values()) == 20 * SIZE for slot in many)
+    assert all(sum(copies.bytes_from(slot).values()) == 20 * SIZE for slot in many)
 
 
 def test_slots_that_load_at_once_copy_from_each_other(
     store: Store, tmp_path: Path, num_gpus: int, peers_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is still on its way to another GPU, or to another slot of the same GPU, too."""
-    for limit in ((blocks, "_LARGEST"), (parts, "_LARGEST"), (pins, "CHUNK")):
+    for limit in ((blocks, "_LARGEST"), (pins, "CHUNK")):
         monkeypatch.setattr(*limit, 16 << 20)
     many = make_slots(*(f"cuda:{index % num_gpus}" for index in range(4)))
     expected = {f"{number}": numbers(1 << 20, 4, start=float(number)) for number in range(24)}
@@ -233,8 +243,8 @@ def test_slots_that_load_at_once_copy_from_each_other(
         for _ in range(rounds):
             model.to("cpu")
             together.wait(60)
-            with transfers.complete():
-                plans.load_ahead(store, model, device, ())
+            with copies.complete():
+                loading.load_ahead(store, model, device, ())
             together.wait(60)
             for name, parameter in model.named_parameters():
                 assert torch.equal(parameter, expected[name[1:]].to(device)), name
@@ -245,7 +255,7 @@ def test_slots_that_load_at_once_copy_from_each_other(
 
     with ThreadPoolExecutor(len(many)) as pool:
         list(pool.map(load_in, many))
-    counted = [transfers.bytes_from(slot) for slot in many]
+    counted = [copies.bytes_from(slot) for slot in many]
     size = rounds * sum(tensor.nbytes for tensor in expected.values())
     assert [sum(one.values()) for one in counted] == [size] * len(many)
     assert size <= sum(one["pinned"] for one in counted) < 2 * size, "one slot reads what all of them need"
@@ -264,19 +274,18 @@ def test_weights_in_blocks_are_right_and_give_their_memory_back_one_by_one(
             model = model_of(store, views, slot.index)
             for _ in range(2):
                 model.to("cpu")
-                with transfers.complete():
-                    plans.load_ahead(store, model, device, ())
+                with copies.complete():
+                    loading.load_ahead(store, model, device, ())
         models.append(model)
         assert all(map(blocks.is_in_one, model.parameters()))
         assert {parameter.data_ptr() % 256 for parameter in model.parameters()} == {0}
         assert [bits(parameter.cpu()) for parameter in model.parameters()] == list(map(bits, expected.values()))
     size = sum(tensor.nbytes for tensor in expected.values())
-    assert transfers.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": 2 * size}
+    assert copies.bytes_from(two_slots[1]) == {"pinned": 0, "staged": 0, "peer": 2 * size}
     del models[0]
     with entered(two_slots[1]):
-        loading.before_write(model.p1)
         model.p1.data.zero_()
-        loading.take_apart(model)
+        loading.take_apart(store, model)
     assert not any(map(blocks.is_in_one, model.parameters()))
     expected["1"].zero_()
     assert [bits(parameter.cpu()) for parameter in model.parameters()] == list(map(bits, expected.values()))

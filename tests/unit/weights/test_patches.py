@@ -21,6 +21,7 @@ from comfy_parallel.weights.files.store import Store
 from comfy_parallel.weights.gpu import blocks, homes
 from tests.fakes import make_slots
 from tests.unit.conftest import MakeModule
+from tests.unit.weights.device import stand_in_stream
 from tests.unit.weights.samples import bits, collect, numbers, read, slots_store, wrapper, write
 
 pytestmark = pytest.mark.timeout(30)
@@ -346,7 +347,12 @@ def test_a_weight_that_needs_no_copy_stays_shared(
     assert is_shared(patcher.seen[0][0])
 
 
-def test_a_weight_on_a_device_is_backed_up_from_home(host: Any, store: Store, slot: Slot, path: str) -> None:
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_weight_on_a_device_is_backed_up_from_home_where_nobody_wrote_to_it(
+    host: Any, store: Store, slot: Slot, path: str, is_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.budget_bytes = 0  # Nothing is pinned.
+    stand_in_stream(monkeypatch)
     linear = shared_linear(store, path, slot)
     home = linear.weight.data
     model = SimpleNamespace(weight=nn.Parameter(numbers(6, 4)))  # where it was copied to
@@ -354,15 +360,18 @@ def test_a_weight_on_a_device_is_backed_up_from_home(host: Any, store: Store, sl
     patcher = host.ModelPatcher(model, "weight")
     patcher.patch_weight_to_device("weight")
     assert not is_shared(patcher.seen[0][0])
+    model.weight.data[3] += is_written
     with entered(slot):
         patcher.patch_weight_to_device("weight")
-    assert patcher.seen[1][0].data_ptr() == home.data_ptr()
+    assert (patcher.seen[1][0].data_ptr() == home.data_ptr()) != is_written
 
 
 @pytest.mark.parametrize(("is_slot", "expected"), [(True, [True, False]), (False, [True, True])])
 def test_before_a_part_is_unloaded_each_weight_has_memory_of_its_own(
-    store: Store, slot: Slot, path: str, is_slot: bool, expected: list[bool]
+    store: Store, slot: Slot, path: str, is_slot: bool, expected: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store.budget_bytes = 0  # Nothing is pinned.
+    stand_in_stream(monkeypatch)
     linear, found = shared_linear(store, path, slot), []
     memory = torch.zeros(30)
     for parameter, start in ((linear.weight, 0), (linear.bias, 24)):

@@ -17,7 +17,7 @@ from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights import loading, streaming
 from comfy_parallel.weights.files.formats import read_entries
 from comfy_parallel.weights.files.store import Store
-from comfy_parallel.weights.gpu import transfers
+from comfy_parallel.weights.gpu import copies
 from tests.fakes import make_slots
 from tests.unit.weights.device import Driver, Stream, stand_in_driver, stand_in_stream
 from tests.unit.weights.samples import GIB, bits, collect, numbers, read, slots_store, wrapper, write
@@ -99,7 +99,7 @@ def test_a_weight_is_copied_from_the_file_as_it_was_when_it_was_loaded(
     assert bits(copied(store, module.weight, slots[0])) == bits(numbers(ROWS, 4))
     assert bits(copied(store, module.bias.data, slots[0])) == bits(numbers(ROWS))
     assert sum(driver.registered.values()) == Path(store.files()[0].path).stat().st_size
-    assert transfers.bytes_from(slots[0])["pinned"] == ROWS * 20
+    assert copies.bytes_from(slots[0])["pinned"] == ROWS * 20
 
 
 def test_slots_copy_from_one_place(store: Store, path: str, slots: tuple[Slot, ...], driver: Driver) -> None:

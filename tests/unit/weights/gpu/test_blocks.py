@@ -12,7 +12,7 @@ from torch import nn
 
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights.files.store import Store
-from comfy_parallel.weights.gpu import blocks, homes, plans, transfers
+from comfy_parallel.weights.gpu import blocks, copies, homes, loads
 from comfy_parallel.weights.gpu.homes import Home
 from tests.fakes import make_slots
 from tests.unit.weights.device import Driver, stand_in_driver, stand_in_stream
@@ -56,13 +56,17 @@ def sample(dtype: Any = torch.float32) -> list[Any]:
 
 def load(store: Store, model: nn.Module, slot: Slot) -> list[Any]:
     """What lies on the device."""
-    with entered(slot), transfers.complete():
-        plans.load_ahead(store, model, CPU, ())
+    with entered(slot), copies.complete():
+        loads.load_whole(store, pairs_of(model), CPU)
     return [parameter.data for parameter in model.parameters()]
 
 
-def blocks_of(model: nn.Module) -> list[tuple[blocks.Block, Any]]:
-    return list(blocks.blocks((parameter, Home(parameter.data)) for parameter in model.parameters()))
+def pairs_of(model: nn.Module) -> list[tuple[Any, Home]]:
+    return [(parameter, Home(parameter.data)) for parameter in model.parameters()]
+
+
+def blocks_of(model: nn.Module) -> list[blocks.Block]:
+    return list(blocks.blocks(pairs_of(model)))
 
 
 @pytest.mark.parametrize("is_inference", [False, True])
@@ -70,34 +74,32 @@ def blocks_of(model: nn.Module) -> list[tuple[blocks.Block, Any]]:
 def test_each_copy_is_like_its_weight(store: Store, tmp_path: Path, slot: Slot, dtype: Any, is_inference: bool) -> None:
     weights = sample(dtype)
     model = written(store, tmp_path / "a.safetensors", *weights, is_inference=is_inference)
-    copies = load(store, model, slot)
-    for weight, copy in zip(weights, copies, strict=True):
+    made = load(store, model, slot)
+    for weight, copy in zip(weights, made, strict=True):
         assert bits(copy) == bits(weight)
         assert (copy.dtype, copy.shape, copy.stride()) == (weight.dtype, weight.shape, weight.stride())
         assert copy.is_inference() == is_inference
-    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 1
+    assert len({copy.untyped_storage().data_ptr() for copy in made}) == 1
     assert all(homes.home_of(parameter) is not None for parameter in model.parameters())
 
 
 def test_kinds_of_weights_do_not_mix(store: Store, tmp_path: Path, slot: Slot) -> None:
     weights = [weight for pair in zip(sample(), sample(torch.float16), strict=True) for weight in pair]
-    copies = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
-    assert [bits(copy) for copy in copies] == [bits(weight) for weight in weights]
-    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 2
+    made = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
+    assert [bits(copy) for copy in made] == [bits(weight) for weight in weights]
+    assert len({copy.untyped_storage().data_ptr() for copy in made}) == 2
 
 
 def test_each_begins_where_kernels_expect_it(store: Store, tmp_path: Path, slot: Slot) -> None:
-    copies = load(store, written(store, tmp_path / "a.safetensors", *sample(torch.float16)), slot)
-    assert {(copy.data_ptr() - copy.untyped_storage().data_ptr()) % 256 for copy in copies} == {0}
+    made = load(store, written(store, tmp_path / "a.safetensors", *sample(torch.float16)), slot)
+    assert {(copy.data_ptr() - copy.untyped_storage().data_ptr()) % 256 for copy in made} == {0}
 
 
 def test_what_follows_without_a_gap_is_one_copy(store: Store, tmp_path: Path) -> None:
-    ((block, pairs),) = blocks_of(written(store, tmp_path / "a.safetensors", *(numbers(64, 3) for _ in range(9))))
-    assert len(pairs) == 9
+    (block,) = blocks_of(written(store, tmp_path / "a.safetensors", *(numbers(64, 3) for _ in range(9))))
+    assert len(block.parameters) == 9
     assert [span.shape for span in block.stretches] == [(9 * 64 * 3 * 4,)]
-    ((block, _),) = blocks_of(
-        written(store, tmp_path / "b.safetensors", numbers(64), numbers(3), numbers(64), numbers(64))
-    )
+    (block,) = blocks_of(written(store, tmp_path / "b.safetensors", numbers(64), numbers(3), numbers(64), numbers(64)))
     assert [span.shape for span in block.stretches] == [(256 + 12,), (512,)]
 
 
@@ -105,7 +107,7 @@ def test_a_block_has_a_limit(store: Store, tmp_path: Path, slot: Slot, monkeypat
     monkeypatch.setattr(blocks, "_LARGEST", 1000)
     weights = [numbers(100, start=float(i)) for i in range(7)] + [numbers(500)] + [numbers(10), numbers(11)]
     model = written(store, tmp_path / "a.safetensors", *weights)
-    assert [len(pairs) for _, pairs in blocks_of(model)] == [2, 2, 2, 1, 1, 2]
+    assert [len(block.parameters) for block in blocks_of(model)] == [2, 2, 2, 1, 1, 2]
     assert [bits(copy) for copy in load(store, model, slot)] == [bits(weight) for weight in weights]
 
 
@@ -115,45 +117,28 @@ def test_what_the_driver_refuses_goes_through_buffers(
 ) -> None:
     driver.refused = refused
     weights = [*sample(), numbers(5000), *sample()]
-    copies = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
-    assert [bits(copy) for copy in copies] == [bits(weight) for weight in weights]
-    counted = transfers.bytes_from(slot)
+    made = load(store, written(store, tmp_path / "a.safetensors", *weights), slot)
+    assert [bits(copy) for copy in made] == [bits(weight) for weight in weights]
+    counted = copies.bytes_from(slot)
     assert counted["staged"] > 0
     assert counted["staged"] + counted["pinned"] >= sum(weight.nbytes for weight in weights)
 
 
-def test_what_another_gpu_has_comes_from_there_and_the_rest_from_ram(
-    store: Store, tmp_path: Path, slot: Slot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = sample()
-    model = written(store, tmp_path / "a.safetensors", *weights)
-    lent = [-weight for weight in weights[:3]]
-
-    def lend(_sources: Any, copies: Any, _layout: Any) -> dict[int, Any]:
-        for copy, tensor in zip(copies, lent, strict=False):
-            copy.copy_(tensor)
-        return dict(enumerate(lent))
-
-    monkeypatch.setattr(homes, "borrow", lend)
-    copies = load(store, model, slot)
-    assert [bits(copy) for copy in copies] == [bits(weight) for weight in [*lent, *weights[3:]]]
-    assert transfers.bytes_from(slot)["peer"] == sum(tensor.nbytes for tensor in lent)
-
-
 def test_blocks_of_the_same_bytes_in_the_same_places_are_alike(store: Store, tmp_path: Path) -> None:
     weights = sample()
-    ((one, pairs),) = blocks_of(written(store, tmp_path / "a.safetensors", *weights))
-    ((again, _),) = blocks_of(written(store, tmp_path / "b.safetensors", *weights))
+    pairs = pairs_of(written(store, tmp_path / "a.safetensors", *weights))
+    (one,) = blocks.blocks(pairs)
+    (again,) = blocks_of(written(store, tmp_path / "b.safetensors", *weights))
     assert one.layout == again.layout
     for others in (pairs[1:], pairs[:-1], pairs[:3] + pairs[4:]):
-        assert blocks.Block([home for _, home in others]).layout != one.layout
+        assert blocks.Block(others).layout != one.layout
 
 
 def test_a_weight_alone_is_in_no_block(store: Store, tmp_path: Path, slot: Slot) -> None:
     (alone,) = load(store, written(store, tmp_path / "a.safetensors", numbers(5)), slot)
     assert not blocks.is_in_one(alone)
-    copies = load(store, written(store, tmp_path / "b.safetensors", *sample()), slot)
-    assert all(map(blocks.is_in_one, copies))
+    made = load(store, written(store, tmp_path / "b.safetensors", *sample()), slot)
+    assert all(map(blocks.is_in_one, made))
 
 
 class Wrapped(torch.Tensor):
@@ -171,3 +156,39 @@ class Wrapped(torch.Tensor):
 @pytest.mark.parametrize("weight", [Wrapped(), torch.eye(3).to_sparse()], ids=["wrapped", "sparse"])
 def test_a_special_weight_is_in_no_block(weight: Any) -> None:
     assert not blocks.is_in_one(nn.Parameter(weight, requires_grad=False))
+
+
+# Seals.
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 100, 8 * 4096, 8 * 4096 * 3 + 8 * 5 + 3])
+def test_equal_bytes_have_equal_seals(size: int) -> None:
+    memory = torch.randint(256, (size,), dtype=torch.uint8)
+    assert torch.equal(blocks.seal(memory), blocks.seal(memory.clone()))
+
+
+@pytest.mark.parametrize("place", [0, 5000, 16383, 32768, 65600])
+def test_a_bit_that_changes_breaks_the_seal(place: int) -> None:
+    memory = torch.randn(65601, dtype=torch.float32)
+    before = blocks.seal(memory)
+    memory.view(torch.int32)[place] ^= 1
+    assert not torch.equal(blocks.seal(memory), before)
+
+
+def swap_rows(memory: Any) -> None:
+    memory.copy_(memory.view(8, -1).flip(0).reshape(-1))
+
+
+def swap_columns(memory: Any) -> None:
+    memory.copy_(memory.view(8, -1).flip(1).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "change", [torch.neg_, torch.zero_, swap_rows, swap_columns], ids=lambda change: change.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_numbers_that_are_only_moved_or_turned_over_break_the_seal(change: Any, dtype: Any) -> None:
+    memory = torch.randint(-100, 100, (8 * 32768,)).to(dtype)
+    before = blocks.seal(memory)
+    change(memory)
+    assert not torch.equal(blocks.seal(memory), before)
