@@ -23,7 +23,8 @@ class Block:
         parameters, homes: of the weights, in the order of their addresses in the region.
         region: where they come from.
         stretches: of the region's bytes, that are copied as they are.
-        size: in bytes.
+        size: in bytes, with what lies between the weights.
+        content_size: in bytes, of the weights alone.
         layout: equal for blocks of the same bytes in the same places, if they are of the same region.
     """
 
@@ -50,6 +51,7 @@ class Block:
             self.size += home.size
             last = offset + home.size
         self._end_stretch(first, last)
+        self.content_size = sum(home.size for home in self.homes)
         self.layout = (self.size, tuple(self._starts), tuple(self.stretches))
 
     def memory(self, device: Any) -> Any:

@@ -71,7 +71,7 @@ class _Queued:
 
         if not torch.equal(one.expected, one.found):
             logger.info("comfy_parallel: a model that another slot lent was written to there; it is read from RAM")
-            self.bytes_from["peer"] -= one.block.size
+            self.bytes_from["peer"] -= one.block.content_size
             read(one.block, one.memory, one.may_pin)
 
 
@@ -130,7 +130,7 @@ def borrow(block: Block, memory: Any, lender: Any, arrival: Arrival, may_pin: Ma
     _copy_peer([(memory_of(lender), memory_of(memory)), (arrival.seal, expected)], arrival.event)
     queued.lent.append((stream.record_event(), lender))
     queued.borrowed.append(_Borrowed(block, memory, expected, seal(memory), may_pin))
-    queued.bytes_from["peer"] += block.size
+    queued.bytes_from["peer"] += block.content_size
     return expected
 
 
