@@ -131,16 +131,17 @@ def _columns(entries: list[tuple[dict[str, Any], str]]) -> tuple[list[dict[str, 
 
 
 class _Setup:
-    """An object's attributes: the same objects, and where these are lists or the like, with the same content.
+    """An object's class and attributes: the same objects, and where these are lists or the like, with the same content.
 
     A module's children are among its attributes, so modules that are unchanged are still the whole model.
     """
 
-    __slots__ = ("_num_names", "_owner", "_read", "_stores", "_values")
+    __slots__ = ("_class", "_num_names", "_owner", "_read", "_stores", "_values")
 
     def __init__(self, owner: Any) -> None:
         attributes = vars(owner)
         names = [name for name in attributes if name not in _CHANGING]
+        self._class = type(owner)
         self._owner = weakref.ref(owner)
         self._num_names = len(names)
         self._stores = _stores_of(attributes)
@@ -151,7 +152,7 @@ class _Setup:
         owner = self._owner()
         attributes = owner.__dict__ if owner is not None else {}
         num_names = len(attributes) - len(_CHANGING.intersection(attributes))
-        if num_names != self._num_names or _stores_of(attributes) != self._stores:
+        if type(owner) is not self._class or num_names != self._num_names or _stores_of(attributes) != self._stores:
             return False
         try:
             return bool(self._read(attributes) == self._values)

@@ -7,13 +7,14 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow, refusal_of
 from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
-from comfy_parallel.graphs.surroundings import check_mode, surroundings
+from comfy_parallel.graphs.surroundings import check_mode, surroundings, watch_code_of
 from comfy_parallel.graphs.time_steps import looked_up, with_time_steps
 from comfy_parallel.graphs.watch import watching
 
@@ -280,13 +281,18 @@ class Stepper:
         if [buffer.stride() for buffer in buffers] != [tensor.stride() for tensor in tensors]:
             raise Uncapturable("a tensor whose parts overlap or have gaps")
 
+        ran: list[CodeType] = []
+
         def watched(inputs: list[Any]) -> Any:
             arguments = substitute(call, inputs)
-            with looked_up(model, arguments), watching(self._device, [*inputs, *state.tensors()]):
-                return forward(model, **arguments)
+            with looked_up(model, arguments), watching(self._device, [*inputs, *state.tensors()]) as codes:
+                result = forward(model, **arguments)
+            ran.extend(codes)
+            return result
 
         with state.recording():
             recording = self._recorder.record(watched, buffers)
+            watch_code_of(model, ran)
             if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
                 raise Uncapturable("a replay that differs from the eager step")
         return recording

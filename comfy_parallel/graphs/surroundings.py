@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from types import CodeType
+from typing import Any
 
-from comfy_parallel.graphs.code import CodeWatch
+from comfy_parallel.graphs.code_watch import CodeWatch
 from comfy_parallel.graphs.refusal import Uncapturable
 
 _code = CodeWatch()
@@ -13,6 +15,11 @@ _code = CodeWatch()
 def surroundings() -> Hashable:
     """Equal to an earlier value if nothing has changed since."""
     return _code.version(), _switches()
+
+
+def watch_code_of(model: Any, ran: Iterable[CodeType]) -> None:
+    """Include what a forward of this model has run: the classes of its modules, and functions with these codes."""
+    _code.include({type(module) for module in model.modules()}, ran)
 
 
 def check_mode() -> None:
@@ -32,12 +39,14 @@ def check_mode() -> None:
 def _switches() -> Hashable:
     import torch
 
-    cuda = torch.backends.cuda
+    cuda, modules = torch.backends.cuda, torch.nn.modules.module
     matmul, cudnn = cuda.matmul, torch.backends.cudnn
     return (
         torch.get_default_dtype(),
         torch.is_inference_mode_enabled(),
         torch.are_deterministic_algorithms_enabled(),
+        torch._C._len_torch_function_stack(),
+        (*modules._global_forward_pre_hooks.values(), *modules._global_forward_hooks.values()),
         (matmul.allow_tf32, matmul.allow_fp16_accumulation, cuda.preferred_blas_library()),
         (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
         (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from comfy_parallel.graphs.code import is_known
@@ -14,7 +15,7 @@ from comfy_parallel.graphs.refusal import refusals_count, refuse
 
 
 @contextmanager
-def watching(device: Any, known: Iterable[Any]) -> Iterator[None]:
+def watching(device: Any, known: Iterable[Any]) -> Iterator[Collection[CodeType]]:
     """Stops the body before it does what a recording cannot hold.
 
     What remains: it computes on `device` from the `known` tensors, draws no random numbers, waits for nothing, writes
@@ -23,12 +24,13 @@ def watching(device: Any, known: Iterable[Any]) -> Iterator[None]:
     Raises:
         Uncapturable: naming what the body was about to do.
     """
-    with refusals_count(), _mode_class()(_Watch(device, known)), _only_known_code():
-        yield
+    ran: dict[int, CodeType] = {}  # by id: to hash a code takes long
+    with refusals_count(), _mode_class()(_Watch(device, known)), _only_known_code(ran):
+        yield ran.values()
 
 
 @contextmanager
-def _only_known_code() -> Iterator[None]:
+def _only_known_code(ran: dict[int, CodeType]) -> Iterator[None]:
     """A node pack's function may keep a state of its own, which a recording would freeze."""
     before = sys.getprofile()
 
@@ -39,6 +41,7 @@ def _only_known_code() -> Iterator[None]:
                 refuse("chooses by how much memory is free")
             if not is_known(name):
                 refuse(f"runs code of {_last_part(name)}")
+            ran[id(frame.f_code)] = frame.f_code
 
     sys.setprofile(profile)
     try:

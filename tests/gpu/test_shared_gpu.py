@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -75,10 +76,8 @@ def test_a_recording_that_fails_leaves_the_device_usable(recorder: Recorder, med
     stream = torch.cuda.current_stream()
     with torch.inference_mode():
         for _ in range(3):
-            try:
+            with suppress(Uncapturable, torch.OutOfMemoryError, KeyboardInterrupt):
                 recorder.record(lambda inputs: (inputs[0] * 2, meddle(inputs[0] + 1))[0], [x.clone()])
-            except (Uncapturable, torch.OutOfMemoryError, KeyboardInterrupt):
-                pass
             torch.cuda.set_stream(stream)
             assert_usable(x)
             again = recorder.record(lambda inputs: inputs[0] * 5, [x.clone()])

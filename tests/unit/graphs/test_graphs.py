@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from math import nan
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +17,6 @@ import torch
 
 from comfy_parallel.graphs import code, per_slot
 from comfy_parallel.graphs import stepper as stepper_module
-from comfy_parallel.graphs.code import CodeWatch
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.recording import Recording
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
@@ -245,26 +242,6 @@ def test_whose_code_it_is(name: str, is_known: bool, is_host: bool) -> None:
     assert (code.is_known(name), code.is_host_code(name)) == (is_known, is_host)
 
 
-def test_a_replaced_function_or_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, layer = ModuleType("comfy.ldm.fake"), type("Layer", (), {"forward": lambda self: 1})
-    layer.__module__ = "comfy.ldm.fake"
-    vars(module).update(attention=lambda q: q, LIMIT=3, Layer=layer, cache={})
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    watch = CodeWatch()
-    versions = [watch.version()]
-    for change in (
-        lambda: module.cache.update(a=1),
-        lambda: setattr(module, "attention", lambda q: -q),
-        lambda: setattr(module, "LIMIT", 4),
-        lambda: setattr(layer, "forward", lambda self: 2),
-        lambda: delattr(module, "attention"),
-        lambda: monkeypatch.setitem(sys.modules, "comfy.ldm.other", ModuleType("comfy.ldm.other")),
-    ):
-        change()
-        versions.append(watch.version())
-    assert [later - earlier for earlier, later in pairwise(versions)] == [0, 1, 1, 1, 1, 0]
-
-
 # The model.
 
 
@@ -329,6 +306,7 @@ def test_a_replaced_weight_is_not_kept() -> None:
         lambda model: setattr(model, "another", lambda x: x),
         lambda model: setattr(model.linear.weight, "data", torch.ones(4, 4).half()),
         lambda model: model.register_buffer("late", torch.ones(1)),
+        lambda model: setattr(model.linear, "__class__", type("Patched", (torch.nn.Linear,), {})),
         lambda model: setattr(model.linear, "_parameters", dict(torch.nn.Linear(4, 4)._parameters)),
     ],
 )
@@ -462,6 +440,61 @@ def test_replaced_code_is_noticed_when_it_is_suspect(stepper: Stepper, monkeypat
     x = torch.rand(2, 4)
     assert torch.equal(step(stepper, model, x), x * 2)
     assert counts(stepper) == (1, 2, 1)
+
+
+class Local(torch.nn.Linear):
+    """A class that no module of the host names."""
+
+    def forward(self, x: Any, by: float = 2) -> Any:
+        return self.scaled(super().forward(x), by)
+
+    @staticmethod
+    def scaled(x: Any, by: float, *, plus: float = 0) -> Any:
+        return x * by + plus
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (Local, "forward", lambda self, x: x * 7),
+        (Local, "scaled", staticmethod(lambda x, by: x * by)),
+        (Local, "__call__", lambda self, x: self.forward(x - 1)),
+        (Local.forward, "__defaults__", (3,)),
+        (Local.scaled, "__kwdefaults__", {"plus": 1}),
+        (Local.scaled, "__code__", (lambda x, by, *, plus=0: x).__code__),
+        (torch.nn.Linear, "forward", lambda self, x: x),
+        (torch.nn.Module, "__call__", lambda self, x: self.forward(x + 1)),
+    ],
+)
+def test_code_that_only_the_model_leads_to_is_watched_too(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any
+) -> None:
+    monkeypatch.setattr(Local, "__module__", "comfy.ops")
+    model = Model()
+    model.linear = Local(4, 4)
+    for _ in range(3):
+        step(stepper, model)
+        stepper.suspect()
+    assert counts(stepper) == (1, 1, 1)
+    monkeypatch.setattr(owner, name, value)
+    x = torch.rand(2, 4)
+    assert torch.equal(step(stepper, model, x), forward(model, x=x))
+    assert counts(stepper) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_a_hook_on_all_modules_is_noticed(stepper: Stepper, register: str) -> None:
+    model, called = Model(), []
+    for _ in range(3):
+        step(stepper, model)
+    hook = getattr(torch.nn.modules.module, register)(lambda *args: called.append(args))
+    try:
+        stepper.suspect()
+        step(stepper, model)
+        assert counts(stepper) == (1, 2, 1)
+    finally:
+        hook.remove()
+    assert called
 
 
 @pytest.mark.parametrize(("switch", "reason"), [("is_grad_enabled", "gradients"), ("is_autocast_enabled", "autocast")])
