@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 MOST = 60
-MAX_NAME = 1000  # Characters of a name or an id; beyond that a request is refused.
 
 
 def shown(value: Any, most: int = MOST) -> str:
@@ -20,3 +19,11 @@ def clipped(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[:most]}... ({len(text) - most} more characters)"
+
+
+def clipped_in_the_middle(text: str, most: int) -> str:
+    """Both ends of `text`, and how many characters were left out between them."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}... ({len(text) - 2 * half} more characters) ...{text[-half:]}"

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
 
 MAX_DEPTH = 100
+MAX_NAME = 1000  # characters of a name or an id, which replies, events and logs repeat
 
 
 def parse_object(body: bytes, *, charset: str, may_be_empty: bool = False) -> dict[str, Any]:
@@ -62,21 +64,30 @@ def check_page(query: dict[str, str]) -> None:
     """`GET /history`."""
     for name in ("max_items", "offset"):
         if not re.fullmatch(r"-?[0-9]{1,18}", query.get(name, "0")):
-            raise _bad(f"{name}={query[name]!r:.60}", f"set {name} to a whole number, or leave it out")
+            raise _bad(f"{name}={shown(query[name])}", f"set {name} to a whole number, or leave it out")
 
 
 def _check_nodes(data: dict[str, Any]) -> None:
     _check_kind(data, "prompt", dict)
     for node_id, node in data["prompt"].items():
-        if type(node) is not dict or type(node.get("class_type")) is not str or type(node.get("inputs")) is not dict:
-            _check_node(f"prompt[{node_id!r}]", node)
+        if (
+            len(node_id) > MAX_NAME
+            or type(node) is not dict
+            or type(node.get("class_type")) is not str
+            or type(node.get("inputs")) is not dict
+            or len(node["class_type"]) > MAX_NAME
+        ):
+            _check_node(node_id, node)
 
 
-def _check_node(where: str, node: Any) -> None:
+def _check_node(node_id: str, node: Any) -> None:
+    _check_length(node_id, f"the node id {shown(node_id)}")
+    where = f"prompt[{shown(node_id)}]"
     if not isinstance(node, dict):
         raise _bad(f"{where} is {_kind(node)}", 'write each node as {"class_type": …, "inputs": {…}}')
     if "class_type" in node and not isinstance(node["class_type"], str):
         raise _bad(f"{where}.class_type is {_kind(node['class_type'])}", "name the node's class as a string")
+    _check_length(node.get("class_type"), f"{where}.class_type")
     if not isinstance(node.get("inputs", {}), dict):
         raise _bad(f"{where}.inputs is {_kind(node['inputs'])}", "write inputs as an object, {} when there are none")
 
@@ -102,7 +113,7 @@ def _check_number(data: dict[str, Any]) -> None:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise _bad(f"number is {number!r:.60}", "send a finite number (smaller runs first), or leave it out")
+        raise _bad(f"number is {shown(number)}", "send a finite number (smaller runs first), or leave it out")
 
 
 def _check_kind(data: dict[str, Any], name: str, kind: type, *, nullable: bool = False) -> None:
@@ -115,6 +126,12 @@ def _check_kind(data: dict[str, Any], name: str, kind: type, *, nullable: bool =
 def _check_id(data: dict[str, Any], name: str, where: str = "") -> None:
     if isinstance(data.get(name), list | dict):
         raise _bad(f"{where or name} is {_kind(data[name])}", f"send {where or name} as a string, or leave it out")
+    _check_length(data.get(name), where or name)
+
+
+def _check_length(name: Any, where: str) -> None:
+    if isinstance(name, str) and len(name) > MAX_NAME:
+        raise _bad(f"{where} is {len(name)} characters long", f"send at most {MAX_NAME} characters")
 
 
 def _kind(value: Any) -> str:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from comfy_parallel.core.scope import HEADER, Scope, scoped
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import bodies, checks, replies, routes, status
+from comfy_parallel.http import bodies, checks, log, replies, routes, status
 from comfy_parallel.http.targets import check_body_target, header_target
 from comfy_parallel.slots.slot import slots
 
@@ -33,6 +33,7 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
 
     `allows_origins`: the host was started with --enable-cors-header.
     """
+    server.app.middlewares.insert(0, log.mark_request)
     server.app.middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
         server.app.middlewares.insert(0, _cors_middleware)
@@ -61,6 +62,7 @@ def _scope_middleware(
             return replies.refusal(error)
         if rule.complete is not None:
             replies.complete(response, functools.partial(rule.complete, front))
+        replies.complete(response, replies.shortened, status=400)
         return response
 
     return scope_middleware
@@ -90,6 +92,7 @@ async def _submit(request: web.Request, handler: bodies.Handler) -> web.StreamRe
             raise
         return refusal
     replies.complete(response, functools.partial(replies.with_gpu_id, scope.placed))
+    replies.complete(response, replies.shortened, status=400)
     return response
 
 
@@ -157,4 +160,5 @@ _RULES = {
     ("GET", "/history"): Rule(),
     ("POST", "/history"): Rule(check=checks.check_queue_change),
     ("GET", "/jobs"): Rule(complete=replies.add_gpu_ids),
+    ("POST", "/jobs/cancel"): Rule(),
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.slots.slot import slots
 
@@ -41,10 +42,12 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
         folder, _, file = name.partition("/")
         if folder not in LOADERS:
             known = ", ".join(sorted(LOADERS))
-            raise BadRequest("unknown_file", f"{name!r}: no such folder to preload from", f"begin with one of: {known}")
+            raise BadRequest(
+                "unknown_file", f"{shown(name)}: no such folder to preload from", f"begin with one of: {known}"
+            )
         if file not in files_of(folder):
             have = ", ".join(files_of(folder)[:20]) or "none"
-            raise BadRequest("unknown_file", f"{name!r}: no such file", f"files in {folder}: {have}")
+            raise BadRequest("unknown_file", f"{shown(name)}: no such file", f"files in {folder}: {have}")
         node, field = LOADERS[folder]
         prompt[str(len(prompt) + 1)] = {"class_type": node, "inputs": {field: file, **_OTHER_INPUTS.get(node, {})}}
     return prompt

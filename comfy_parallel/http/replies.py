@@ -45,3 +45,23 @@ def add_gpu_ids(front: Any, reply: bytes) -> bytes:
         if isinstance(job, dict) and "id" in job:
             job["gpu_id"] = front.gpu_id_of(job["id"])
     return json.dumps(data).encode()
+
+
+def shortened(reply: bytes) -> bytes:
+    """A refusal of the host's with its long texts cut: it repeats names and values that the client sent."""
+    if len(reply) <= _MOST:
+        return reply
+    try:
+        return json.dumps(_shortened(json.loads(reply))).encode()
+    except ValueError:  # no JSON
+        return reply
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return clipped(value, _MOST)
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, dict):
+        return {clipped(key, _MOST): _shortened(item) for key, item in value.items()}
+    return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from comfy_parallel.http import bodies
+from comfy_parallel.http import bodies, log
 from comfy_parallel.isolation import random_state, threads
 from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
 from comfy_parallel.slots import device, gates
@@ -128,5 +128,15 @@ PATCHES: tuple[Patch, ...] = (
         optional=True,
         why="A compressed request body that was cut off would be stored or acted on as if it were whole.",
         until="aiohttp notices where a gzip stream ends",
+    ),
+    *(
+        Patch(
+            target=f"logging:{name}",
+            wrap=log.cut_in_requests,
+            params=params,
+            why="The host logs names and ids as clients send them, which may be as long as a body.",
+            until="the host checks how long they are",
+        )
+        for name, params in (("LogRecord.getMessage", ("self",)), ("Formatter.formatException", ("self", "ei")))
     ),
 )

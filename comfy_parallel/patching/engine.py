@@ -321,4 +321,4 @@ def _fit(patch: Patch, source: ModuleSource | None) -> Fit:
     return patch._absent()
 
 
-_LIBRARIES = {"torch", "numpy", "random", "threading", "concurrent", "comfy_aimdo"}
+_LIBRARIES = {"torch", "numpy", "random", "threading", "concurrent", "logging", "aiohttp", "comfy_aimdo"}

@@ -119,6 +119,31 @@ def test_a_malformed_prompt_is_refused_by_the_name_of_what_is_wrong(data: dict[s
     assert len(refusal.value.message) < 150
 
 
+LONG = "n" * 1001
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"prompt_id": LONG}, "prompt_id"),
+        ({"client_id": LONG}, "client_id"),
+        ({"extra_data": {"client_id": LONG}}, "extra_data.client_id"),
+        ({"prompt": {LONG: NODE}}, "the node id"),
+        ({"prompt": {LONG: None}}, "the node id"),
+        ({"prompt": {LONG: {"class_type": "KSampler"}}}, "the node id"),
+        ({"prompt": {"1": {"class_type": LONG, "inputs": {}}}}, "prompt['1'].class_type"),
+        ({"prompt": {"1": {"class_type": LONG}}}, "prompt['1'].class_type"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_names_and_ids_have_a_length_that_can_be_repeated(data: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadRequest, match="1001 characters") as refusal:
+        check_prompt(data)
+    assert refusal.value.message.startswith(named)
+    assert LONG not in refusal.value.message
+    check_prompt(json.loads(json.dumps(data).replace(LONG, LONG[1:]).replace("null", json.dumps(NODE))))
+
+
 @pytest.mark.parametrize("data", [{}, {"clear": True}, {"delete": []}, {"delete": ["a", "b"]}])
 def test_queue_changes(data: dict[str, Any]) -> None:
     check_queue_change(data)
