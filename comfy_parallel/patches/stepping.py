@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from comfy_parallel.graphs import per_slot
+from comfy_parallel.graphs import loads, per_slot
 from comfy_parallel.patching.engine import Patch
-from comfy_parallel.slots.slot import current_slot
+from comfy_parallel.slots.slot import SlotLocal, current_slot
 
+logger = logging.getLogger(__name__)
+
+_loads: list[SlotLocal[loads.Loads]] = []
 _SEAM = "the host's wrappers can be registered for every model"
 
 
@@ -58,12 +62,43 @@ def _suspecting(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
+def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
+    if not loads.is_known(original):
+        logger.info("This host's load does more than we know: no load of a model is left out")
+        return _suspecting(original)
+    host, renews = original.__globals__, loads.starts_anew(original)
+    of_slot = SlotLocal(lambda: loads.Loads(host["ModelPatcherDynamic"], host["CallbacksMP"].ON_LOAD, renews))
+    _loads.append(of_slot)
+
+    @functools.wraps(original)
+    def load(self: Any, device_to: Any = None, *args: Any, dirty: bool = False, **kwargs: Any) -> Any:
+        import torch
+
+        stepper = per_slot.of_slot()
+        if stepper is None:
+            return original(self, device_to, *args, dirty=dirty, **kwargs)
+        stepper.suspect()
+        is_usual = torch.is_inference_mode_enabled() and not args and not any(kwargs.values())
+        if is_usual and not dirty and of_slot.get().repeat(self, device_to):
+            return None
+        result = original(self, device_to, *args, dirty=dirty, **kwargs)
+        if is_usual:
+            of_slot.get().note(self, device_to)
+        else:
+            of_slot.get().forget(self.model)
+        return result
+
+    return load
+
+
 def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def unpatch_model(self: Any, device_to: Any = None, unpatch_weights: bool = True, **kwargs: Any) -> Any:
         stepper = per_slot.of_slot()
         if stepper is not None and unpatch_weights:
             stepper.forget(self.model)
+            for of_slot in _loads:
+                of_slot.get().forget(self.model)
         elif stepper is not None:
             stepper.suspect()
         return original(self, device_to, unpatch_weights, **kwargs)
@@ -136,11 +171,11 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcherDynamic.load",
-        wrap=_suspecting,
+        wrap=_loading,
         params=("self",),
         optional=True,
-        why="A load changes what a recording relies on.",
-        until=_SEAM,
+        why="A load changes what a recording relies on; and takes as long, in Python, as 20 replayed steps.",
+        until="the host leaves out a load that sets what is set",
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcherDynamic.unpatch_model",
