@@ -140,7 +140,7 @@ def _begin(graph: Any, pool: Any) -> None:
     """
     import torch
 
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator = vars(torch.cuda)["default_generators"][torch.cuda.current_device()]  # in a slot torch gives the slot's
     state = generator.graphsafe_get_state()
     generator.graphsafe_set_state(torch.Generator(device=generator.device).graphsafe_get_state())
     try:

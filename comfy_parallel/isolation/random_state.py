@@ -1,19 +1,19 @@
 """Random numbers per slot: two jobs at once draw exactly what each would draw alone.
 
-Covers torch's global CPU generator, numpy's legacy global state and Python's `random`. A CUDA device has
-a generator of its own in torch already; only slots that share a device get one each. A fresh
-`torch.Generator` seeded with s draws the same numbers as the default generator seeded with s.
+Covers torch's default generators, numpy's legacy global state and Python's `random`. A CUDA device has a default
+generator of its own in torch already: a slot that has a device for itself draws from it there, and from a generator of
+its own everywhere else. A fresh `torch.Generator` seeded with s draws the same numbers as the default one seeded so.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
+from comfy_parallel.slots.slot import SlotLocal, current_slot, is_shared
 
 _TORCH_DEFAULT_SEED = 67280421310721  # c10::detail::default_rng_seed_val
 
@@ -26,13 +26,14 @@ def slot_generator(device: Any) -> Any:
     slot = current_slot()
     if slot is None or device.type == "meta":
         return None
-    if device.type != "cpu" and not _is_shared(slot):
+    device = _with_index(device)
+    name = str(device)
+    if name == slot.device and name != "cpu" and not is_shared(slot):
         return None
-    key = str(device)
     generators = _generators.get()
-    if key not in generators:
-        generators[key] = _new_generator(device, slot.index)
-    return generators[key]
+    if name not in generators:
+        generators[name] = _new_generator(device, slot.index)
+    return generators[name]
 
 
 def _new_generator(device: Any, slot_index: int) -> Any:
@@ -41,8 +42,15 @@ def _new_generator(device: Any, slot_index: int) -> Any:
     return torch.Generator(device=device).manual_seed(_TORCH_DEFAULT_SEED + slot_index)
 
 
-def _is_shared(slot: Slot) -> bool:
-    return sum(other.device == slot.device for other in slots()) > 1
+def _with_index(device: Any) -> Any:
+    """`cuda` means the current one of several devices; of others there is one, whatever its number."""
+    import torch
+
+    if device.type not in ("cuda", "xpu"):
+        return torch.device(device.type)
+    if device.index is None:
+        return torch.device(device.type, torch.get_device_module(device).current_device())
+    return device
 
 
 def _slot_device() -> Any:
@@ -66,8 +74,7 @@ def factory(original: Callable[..., Any]) -> Callable[..., Any]:
     def device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("out") is not None:
             return kwargs["out"].device
-        chosen = kwargs.get("device")
-        return torch.get_default_device() if chosen is None else torch.device(chosen)
+        return _chosen(kwargs, torch.get_default_device())
 
     return _drawing(original, device)
 
@@ -78,9 +85,16 @@ def from_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        return tensors[0].device if tensors else torch.device(kwargs.get("device") or torch.get_default_device())
+        return tensors[0].device if tensors else _chosen(kwargs, torch.get_default_device())
 
     return _drawing(original, device)
+
+
+def _chosen(kwargs: dict[str, Any], default: Any) -> Any:
+    import torch
+
+    device = kwargs.get("device")
+    return default if device is None else torch.device(device)
 
 
 def _drawing(original: Callable[..., Any], device_of: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,7 +120,7 @@ def like(fill: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..
 
         @functools.wraps(original)
         def draw(input: Any, *args: Any, requires_grad: bool = False, **kwargs: Any) -> Any:
-            device = torch.device(kwargs.get("device") or input.device)
+            device = _chosen(kwargs, input.device)
             if kwargs.get("generator") is not None or slot_generator(device) is None:
                 return original(input, *args, requires_grad=requires_grad, **kwargs)
             kwargs.pop("generator", None)
@@ -132,23 +146,44 @@ class DefaultGenerator:
         return getattr(self._original if generator is None else generator, name)
 
 
-def seed_own_device(original: Callable[[int], None]) -> Callable[[int], None]:
-    """Wrap `torch.cuda.manual_seed_all`: in a slot, seed the slot's own device only."""
-    import torch
+class DefaultGenerators(tuple[Any, ...]):
+    """Stands for torch's default generators of all devices of a kind: in a slot, those that the slot draws from."""
 
-    @functools.wraps(original)
-    def manual_seed_all(seed: int) -> None:
-        slot = current_slot()
-        if slot is None:
-            return original(seed)
-        generator = slot_generator(_slot_device()) if _slot_device().type != "cpu" else None
-        if generator is not None:
-            generator.manual_seed(int(seed))
-        elif _slot_device().type != "cpu":
-            torch.get_device_module(_slot_device()).manual_seed(seed)
-        return None
+    kind: str
 
-    return manual_seed_all
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        return self._of(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._of, range(len(self)))
+
+    def _of(self, index: int) -> Any:
+        import torch
+
+        generator = slot_generator(torch.device(self.kind, index))
+        return tuple.__getitem__(self, index) if generator is None else generator
+
+
+def default_generators(kind: str) -> property:
+    """For `torch.cuda.default_generators` and its like, which torch fills in when it first uses the devices.
+
+    All of torch's functions on these generators go by that name: seeding, reading and setting their states.
+    """
+
+    def get(module: ModuleType) -> Any:
+        originals = vars(module)["default_generators"]
+        if current_slot() is None:
+            return originals
+        generators = DefaultGenerators(originals)
+        generators.kind = kind
+        return generators
+
+    def set(module: ModuleType, value: Any) -> None:
+        vars(module)["default_generators"] = value
+
+    return property(get, set)
 
 
 def fork_own_device(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 from comfy_parallel.http import bodies, log
 from comfy_parallel.isolation import random_state, threads
+from comfy_parallel.isolation.slot_globals import ModuleProperty
 from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
 from comfy_parallel.slots import device, gates
 
@@ -71,8 +73,17 @@ PATCHES: tuple[Patch, ...] = (
     *(_random(f"torch:Tensor.{name}", random_state.from_tensors, hazards=(46,)) for name in (*_IN_PLACE, *_METHODS)),
     _random("torch.random:default_generator", random_state.DefaultGenerator, hazards=(45,)),
     _random("torch.random:fork_rng", random_state.fork_own_device, hazards=(47,)),
-    _random("torch.cuda:manual_seed_all", random_state.seed_own_device, hazards=(47,)),
-    _random("torch.xpu:manual_seed_all", random_state.seed_own_device, optional=True, hazards=(47,)),
+    *(
+        ModuleProperty(
+            target=f"torch.{kind}:default_generators",
+            wrap=functools.partial(lambda kind, _initial: random_state.default_generators(kind), kind),
+            optional=kind != "cuda",
+            why="Seeding would reach the devices of all slots, and a device's generator all of its slots.",
+            until=_RANDOM_UNTIL,
+            hazards=(47,),
+        )
+        for kind in ("cuda", "xpu")
+    ),
     FunctionsPatch(
         target="numpy.random:rand",
         find=random_state.numpy_functions,

@@ -351,8 +351,8 @@ def test_modules_and_functions_by_two_names_are_one(server: HostServer) -> None:
 
 
 def test_seeding_does_not_reach_for_the_devices_of_all_slots(server: HostServer, stock: HostServer) -> None:
-    assert look_alone(stock, "CPTSeedsAll") == 1
-    assert look_alone(server, "CPTSeedsAll") == 0
+    assert look_alone(stock, "CPTDefaultGenerators") == [False, []]
+    assert look_alone(server, "CPTDefaultGenerators") == [True, []]
 
 
 def test_100_jobs_at_once_draw_what_each_draws_alone_on_stock(server: HostServer, stock: HostServer) -> None:
@@ -531,6 +531,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     47: (
         "gpu/test_gpus::test_cuda_random_numbers_are_those_of_a_lonely_job",
         "host/test_isolation::test_seeding_does_not_reach_for_the_devices_of_all_slots",
+        "unit/isolation/test_random_state::test_seeding_reaches_nobody_else",
         "unit/isolation/test_random_state::test_seeding_reaches_the_own_gpu_only",
     ),
     48: (

@@ -607,16 +607,13 @@ class CPTModules(Looks):
         return (json.dumps(seen),)
 
 
-class CPTSeedsAll(Looks):
-    """How many times seeding torch reaches for the generators of all CUDA devices."""
+class CPTDefaultGenerators(Looks):
+    """Whether torch looks its default CUDA generators up per slot; where they were before it has used a GPU."""
 
     def look(self, key: str, parties: int) -> tuple[str]:
-        module = torch.cuda.random
-        original, reached = module._lazy_call, []
-        module._lazy_call = lambda call, **options: reached.append(options)
+        is_looked_up = isinstance(vars(type(torch.cuda)).get("default_generators"), property)
         torch.manual_seed(1)
-        module._lazy_call = original
-        return (json.dumps(len(reached)),)
+        return (json.dumps([is_looked_up, list(torch.cuda.default_generators)]),)
 
 
 class CPTMoreRandom(Looks):
@@ -849,7 +846,7 @@ NODES = {
         CPTTruncated,
         CPTFlags,
         CPTModules,
-        CPTSeedsAll,
+        CPTDefaultGenerators,
         CPTMoreRandom,
         CPTMoreThreads,
         CPTPreviewMethod,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from comfy_parallel.isolation import random_state
+from comfy_parallel.isolation.slot_globals import add_properties
 from comfy_parallel.slots.slot import Slot, entered
 from tests.fakes import make_slots
 
@@ -36,7 +37,6 @@ def default(monkeypatch: pytest.MonkeyPatch) -> random_state.DefaultGenerator:
     """torch's module-level functions over the slots' generators."""
     generator = random_state.DefaultGenerator(torch.default_generator)
     monkeypatch.setattr(torch.random, "default_generator", generator)
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", random_state.seed_own_device(torch.cuda.manual_seed_all))
     return generator
 
 
@@ -261,56 +261,125 @@ def test_slots_that_share_a_gpu_have_a_generator_each(made: list[Any]) -> None:
         assert random_state.slot_generator(torch.device("cuda:1")) is None
 
 
-class FakeDeviceModule:
-    def __init__(self) -> None:
-        self.seeds: list[int] = []
-
-    def manual_seed(self, seed: int) -> None:
-        self.seeds.append(seed)
+def test_a_slot_draws_from_its_own_generator_on_the_gpu_of_another(made: list[Any]) -> None:
+    first, _ = make_slots("cuda:0", "cuda:1")
+    with entered(first):
+        assert random_state.slot_generator(torch.device("cuda:1")) is not None
+    assert made == [("cuda:1", 0)]
 
 
 @pytest.fixture
-def device_modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeDeviceModule]:
-    """Per device, what was seeded."""
-    modules: dict[str, FakeDeviceModule] = {}
-    get = lambda device: modules.setdefault(str(device), FakeDeviceModule())  # noqa: E731
-    monkeypatch.setattr(torch, "get_device_module", get)
-    return modules
+def gpus(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Generator, ...]:
+    """The default generators of two GPUs, as torch's own functions see them; the second GPU is the current one."""
+    undo = add_properties(torch.cuda, {"default_generators": random_state.default_generators("cuda")})
+    before = vars(torch.cuda)["default_generators"]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_call", lambda call, **_: call())
+    torch.cuda.default_generators = (seeded(100), seeded(101))  # as torch does when it first uses the devices
+    yield vars(torch.cuda)["default_generators"]
+    torch.cuda.default_generators = before
+    undo.revert()
 
 
-def test_seeding_reaches_the_own_gpu_only(device_modules: dict[str, FakeDeviceModule]) -> None:
-    everywhere: list[int] = []
-    manual_seed_all = random_state.seed_own_device(everywhere.append)
-    first, second = make_slots("cuda:0", "cuda:1")
-    with entered(second):
-        manual_seed_all(7)
-    assert {name: module.seeds for name, module in device_modules.items()} == {"cuda:1": [7]}
-    assert everywhere == []
-    manual_seed_all(8)
-    assert everywhere == [8]
+NAMES = [None, 1, "cuda", "cuda:1", torch.device("cuda"), torch.device("cuda", 1)]
 
 
-def test_seeding_in_a_cpu_slot_reaches_no_gpu(
-    slots: tuple[Slot, ...], device_modules: dict[str, FakeDeviceModule]
-) -> None:
-    everywhere: list[int] = []
-    with entered(slots[0]):
-        random_state.seed_own_device(everywhere.append)(7)
-    assert device_modules == {}
-    assert everywhere == []
-
-
-def test_seeding_reaches_the_own_generator_of_a_shared_gpu(
-    made: list[Any], device_modules: dict[str, FakeDeviceModule]
-) -> None:
-    first, second = make_slots("cuda:0", "cuda:0")
-    generators = []
+@pytest.mark.parametrize("name", NAMES, ids=str)
+def test_however_a_gpu_is_named_a_slot_has_one_generator_for_it(gpus: tuple[torch.Generator, ...], name: Any) -> None:
+    first, second = make_slots("cuda:1", "cuda:1")
+    seen = []
     for slot in (first, second):
         with entered(slot):
-            random_state.seed_own_device(lambda seed: None)(20 + slot.index)
-            generators.append(random_state.slot_generator(torch.device("cuda:0")))
-    assert [generator.initial_seed() for generator in generators] == [20, 21]
-    assert device_modules == {}
+            own = random_state.slot_generator(torch.device("cuda:1"))
+            assert own is random_state.slot_generator(torch.device("cuda"))
+            torch.cuda.manual_seed(30 + slot.index)
+            assert torch.cuda.default_generators[1] is own
+            assert torch.cuda.initial_seed() == own.initial_seed() == 30 + slot.index
+            where = () if name is None else (name,)
+            state = torch.cuda.get_rng_state(*where)
+            seen.append(torch.rand(3, generator=own))
+            torch.cuda.set_rng_state(state, *where)
+            assert torch.equal(torch.rand(3, generator=own), seen[-1])
+    assert not torch.equal(*seen)
+    assert [generator.initial_seed() for generator in gpus] == [100, 101]
+
+
+SEEDING: dict[str, Callable[[], Any]] = {
+    "manual_seed": lambda: torch.cuda.manual_seed(7),
+    "manual_seed_all": lambda: torch.cuda.manual_seed_all(7),
+    "seed": lambda: torch.cuda.seed(),
+    "seed_all": lambda: torch.cuda.seed_all(),
+    "set_rng_state": lambda: torch.cuda.set_rng_state(seeded(3).get_state()),
+    "set_rng_state_all": lambda: torch.cuda.set_rng_state_all([seeded(index).get_state() for index in range(2)]),
+    "a default generator": lambda: torch.cuda.default_generators[1].manual_seed(7),
+    "each default generator": lambda: [generator.manual_seed(7) for generator in torch.cuda.default_generators],
+    "fork_rng": lambda: forked(),
+}
+
+
+def forked() -> None:
+    with random_state.fork_own_device(torch.random.fork_rng)():
+        torch.cuda.manual_seed(7)
+
+
+@pytest.mark.parametrize("call", SEEDING.values(), ids=SEEDING)
+@pytest.mark.parametrize("devices", [("cuda:1", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_seeding_reaches_nobody_else(
+    gpus: tuple[torch.Generator, ...], devices: tuple[str, ...], call: Callable[[], Any]
+) -> None:
+    first, second = make_slots(*devices)
+    with entered(second):
+        before = [generator.get_state() for generator in torch.cuda.default_generators]
+    with entered(first):
+        own = torch.cuda.default_generators[1]
+        state = own.get_state()
+        call()
+        assert torch.equal(own.get_state(), state) == (call is SEEDING["fork_rng"])
+    with entered(second):
+        after = [generator.get_state() for generator in torch.cuda.default_generators]
+    assert all(map(torch.equal, before, after))
+
+
+def test_seeding_reaches_the_own_gpu_only(gpus: tuple[torch.Generator, ...]) -> None:
+    first, second = make_slots("cuda:0", "cuda:1")
+    with entered(second):
+        torch.cuda.manual_seed_all(7)
+    assert [generator.initial_seed() for generator in gpus] == [100, 7]
+    torch.cuda.manual_seed_all(8)
+    assert [generator.initial_seed() for generator in gpus] == [8, 8]
+
+
+def test_outside_slots_the_default_generators_are_torchs(gpus: tuple[torch.Generator, ...]) -> None:
+    assert torch.cuda.default_generators is gpus
+
+
+def test_the_default_generators_of_a_slot_can_be_listed(gpus: tuple[torch.Generator, ...]) -> None:
+    slot = make_slots("cuda:1")[0]
+    with entered(slot):
+        generators = torch.cuda.default_generators
+        assert len(generators) == 2
+        assert list(generators) == [generators[0], generators[-1]] == list(generators[:])
+        assert generators[1] is gpus[1]
+        assert generators[0] is not gpus[0]
+        with pytest.raises(IndexError):
+            generators[2]
+
+
+def test_a_device_that_is_the_number_0_is_not_left_out(made: list[Any]) -> None:
+    slot = make_slots("cuda:0", "cuda:0")[0]
+    drawn_like = random_state.like(lambda tensor: tensor)(lambda *args, **kwargs: None)
+    drawn = random_state.from_tensors(lambda *args, **kwargs: None)
+    with entered(slot):
+        drawn(0.0, 1.0, size=(4,), device=0)
+        assert made == [("cuda:0", 0)]
+        made.clear()
+        slot.values.clear()
+        with pytest.raises((RuntimeError, AssertionError)):  # no GPU here to make the tensor on
+            drawn_like(ONES, device=0)
+        assert made == [("cuda:0", 0)]
 
 
 @pytest.mark.parametrize(

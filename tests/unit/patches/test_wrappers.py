@@ -15,7 +15,7 @@ from comfy_parallel import patches
 from comfy_parallel.isolation import random_state, threads
 from comfy_parallel.isolation.slot_globals import SlotGlobals
 from comfy_parallel.patches import comfy_execution
-from comfy_parallel.slots import device
+from comfy_parallel.slots import device, gates
 from comfy_parallel.slots.slot import Run, Slot, entered
 from tests.fakes import make_slots
 
@@ -225,7 +225,7 @@ def test_each_slot_may_pin_its_share(slots: tuple[Slot, ...], total: float, expe
     [
         ("torch.cuda:empty_cache", device.empty_own_cache),
         ("comfy_aimdo.model_vbar:vbars_reset_watermark_limits", device.reset_own_watermarks),
-        ("torch.cuda:manual_seed_all", random_state.seed_own_device),
+        ("torch.cuda:synchronize", gates.wait_for_recording),
         ("torch.random:fork_rng", random_state.fork_own_device),
         ("threading:Thread.start", threads.start_in_slot),
         ("concurrent.futures:ThreadPoolExecutor.submit", threads.submit_in_slot),
