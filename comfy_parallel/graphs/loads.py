@@ -7,6 +7,7 @@ the small weights get the numbers again that they had after the last load, in ca
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import getitem, is_
@@ -14,6 +15,7 @@ from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+MOST_SETS = 4  # of small weights per model and slot
 _ALIGNMENT = 512  # bytes; torch's own, by which kernels are chosen
 _KINDS = ("_parameters", "_buffers", "_modules")
 _SETTINGS = (
@@ -59,17 +61,17 @@ class Loads:
         self._patcher_class = patcher_class
         self._renews = renews
         self._on_load = on_load
-        self._small: WeakKeyDictionary[Any, _SmallWeights] = WeakKeyDictionary()
+        self._small: WeakKeyDictionary[Any, list[_SmallWeights]] = WeakKeyDictionary()
         self._last: WeakKeyDictionary[Any, _Load] = WeakKeyDictionary()
 
     def repeat(self, patcher: Any, device: Any) -> bool:
         """Load a model by doing nothing but what the last load did besides setting things; False if it takes more."""
         model = patcher.model
-        last, small = self._last.get(model), self._small.get(model)
-        if last is None or small is None or not self._is_plain(patcher, device) or not last.is_still_so(patcher):
+        last = self._last.get(model)
+        if last is None or not self._is_plain(patcher, device) or not last.is_still_so(patcher):
             return False
         if self._renews:
-            small.renew()
+            last.small.renew()
         patcher._vbar_get().prioritize()
         pins = getattr(model, "dynamic_pins", {}).get(device)
         if pins is not None:
@@ -80,13 +82,16 @@ class Loads:
     def note(self, patcher: Any, device: Any) -> None:
         """After a load: put the small weights where they were, and remember what is set."""
         model = patcher.model
-        tensors = list(_copied_by_load(patcher, device))
-        small = self._small.get(model)
-        if small is None or not small.fit(tensors):
-            small = self._small[model] = _SmallWeights(tensors, device)
+        entries = list(_copied_by_load(patcher, device))
+        owners, tensors = [owner for owner, _ in entries], [tensor for _, tensor in entries]
+        known = self._small.setdefault(model, [])
+        small = next((small for small in known if small.fit(owners, tensors)), None)
+        if small is None:
+            small = _SmallWeights(owners, tensors, device)
+            known[:] = [small, *known[: MOST_SETS - 1]]
         small.take(tensors)
         if self._is_plain(patcher, device):
-            self._last[model] = _Load(patcher)
+            self._last[model] = _Load(patcher, small)
         else:
             self._last.pop(model, None)
 
@@ -100,7 +105,7 @@ class Loads:
         if type(patcher) is not self._patcher_class:
             return False
         host: Any = patcher
-        changes = (host.patches, host.weight_wrapper_patches, host.injections, host.forced_hooks, host.current_hooks)
+        changes = (host.weight_wrapper_patches, host.injections, host.forced_hooks, host.current_hooks)
         return (
             not any(changes)
             and not host.is_injected
@@ -112,8 +117,9 @@ class Loads:
 class _Load:
     """What a model was like after a load. It must not hold the model: see that nothing here leads to it."""
 
-    def __init__(self, patcher: Any) -> None:
+    def __init__(self, patcher: Any, small: _SmallWeights) -> None:
         model = patcher.model
+        self.small = small
         modules = list(model.modules())
         self._stores = [[getattr(module, kind) for module in modules] for kind in _KINDS]
         self._names = [list(chain.from_iterable(stores)) for stores in self._stores]
@@ -122,12 +128,12 @@ class _Load:
         settings = [(attributes, name) for attributes in cast for name in _SETTINGS if name in attributes]
         self._settings = [attributes for attributes, _ in settings], [name for _, name in settings]
         self._set = [_copied(attributes[name]) for attributes, name in settings]
-        self._objects, self._about = _objects(patcher), _about(patcher)
+        self._objects, self._about = list(_objects(patcher)), _about(patcher)
 
     def is_still_so(self, patcher: Any) -> bool:
         try:
             return (
-                all(map(is_, _objects(patcher), self._objects))
+                _are_same(list(_objects(patcher)), self._objects)
                 and _about(patcher) == self._about
                 and patcher.model.current_weight_patches_uuid == patcher.patches_uuid
                 and all(
@@ -141,9 +147,13 @@ class _Load:
 
 
 class _SmallWeights:
-    """The weights that a load copies to the GPU at once, in one piece of memory, and their numbers after a load."""
+    """The weights that a load copies to the GPU at once, in one piece of memory, and their numbers after a load.
 
-    def __init__(self, tensors: list[Any], device: Any) -> None:
+    Modules that take turns in one place of a model (schedules) have a piece each: the one that is not there keeps its
+    numbers.
+    """
+
+    def __init__(self, owners: list[Any], tensors: list[Any], device: Any) -> None:
         import torch
 
         sizes = [-(-_extent(tensor) // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
@@ -153,28 +163,35 @@ class _SmallWeights:
             piece[: _extent(tensor)].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
             for piece, tensor in zip(torch.split(self._memory, sizes), tensors, strict=True)
         ]
+        self._owners = list(map(weakref.ref, owners))
         self._layout = _layout(tensors)
+        self._taken: list[Any] = []
 
-    def fit(self, tensors: list[Any]) -> bool:
-        return _layout(tensors) == self._layout
+    def fit(self, owners: list[Any], tensors: list[Any]) -> bool:
+        """Whether these tensors, each of its module, have a place here."""
+        return _are_same([owner() for owner in self._owners], owners) and _layout(tensors) == self._layout
 
     def take(self, tensors: list[Any]) -> None:
-        """Move these here."""
+        """Move these here. One from before that somebody has kept goes on with its own numbers."""
         import torch
 
+        for kept in (taken() for taken in self._taken):
+            if kept is not None:
+                kept.data = kept.data.clone()
         if tensors:
             torch._foreach_copy_(self._views, tensors)
         self._numbers.copy_(self._memory)
         for tensor, view in zip(tensors, self._views, strict=True):
             tensor.data = view
+        self._taken = list(map(weakref.ref, tensors))
 
     def renew(self) -> None:
         """Give them the numbers that they had when they were taken."""
         self._memory.copy_(self._numbers)
 
 
-def _copied_by_load(patcher: Any, device: Any) -> Iterator[Any]:
-    """The tensors on the device that a load has made; it keeps what they were made from."""
+def _copied_by_load(patcher: Any, device: Any) -> Iterator[tuple[Any, Any]]:
+    """The tensors on the device that a load has made, each with its module; it keeps what they were made from."""
     import torch
 
     modules = dict(patcher.model.named_modules())
@@ -186,7 +203,7 @@ def _copied_by_load(patcher: Any, device: Any) -> Iterator[Any]:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device != device:
             continue
         if tensor.data_ptr() != source.data_ptr() and _is_dense(tensor):
-            yield tensor
+            yield module, tensor
 
 
 def _is_dense(tensor: Any) -> bool:
@@ -208,15 +225,20 @@ def _values_of(stores: list[dict[str, Any]]) -> Iterator[Any]:
     return chain.from_iterable(map(dict.values, stores))
 
 
-def _objects(patcher: Any) -> tuple[Any, ...]:
+def _objects(patcher: Any) -> Iterator[Any]:
     """What else a load reads or sets: objects that have to be the same,"""
-    return patcher.backup, patcher.backup_buffers, patcher._vbar_get()
+    return chain((patcher.backup, patcher.backup_buffers, patcher._vbar_get()), *patcher.patches.values())
 
 
 def _about(patcher: Any) -> tuple[Any, ...]:
     """and values that have to be equal."""
-    model = patcher.model
-    return len(patcher.backup), len(patcher.backup_buffers), model.model_loaded_weight_memory, model.device
+    model, patches = patcher.model, patcher.patches
+    sizes = len(patcher.backup), len(patcher.backup_buffers), list(patches), list(map(len, patches.values()))
+    return *sizes, model.model_loaded_weight_memory, model.device
+
+
+def _are_same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _copied(value: Any) -> Any:

@@ -163,12 +163,49 @@ def test_small_weights_stay_where_they_are_over_loads_that_are_done(known: Loads
     patcher = Patcher(Model())
     run(known, patcher)
     before = addresses(patcher.model)
-    patcher.patches["a LoRA"] = [1.0]
-    assert [run(known, patcher) for _ in range(2)] == [False, False]
-    assert addresses(patcher.model) == before
-    patcher.patches.clear()
+    for callbacks in ([len], []):
+        patcher.callbacks = callbacks
+        assert [run(known, patcher) for _ in range(2)] == [False, not callbacks]
+        assert addresses(patcher.model) == before
+
+
+def test_a_load_with_the_same_patches_is_left_out(known: Loads) -> None:
+    patcher, patch = Patcher(Model()), (1.0, "LoRA")
+    patcher.patches["layers.1.weight"] = [patch]
     assert [run(known, patcher) for _ in range(2)] == [False, True]
-    assert addresses(patcher.model) == before
+    patcher.patches = {key: list(patches) for key, patches in patcher.patches.items()}  # as in a clone
+    assert run(known, patcher)
+    patcher.patches["layers.1.weight"] = [(0.5, "LoRA")]
+    assert not run(known, patcher)
+    patcher.patches["layers.1.weight"].append(patch)
+    assert not run(known, patcher)
+
+
+def test_schedules_that_take_turns_keep_their_numbers(known: Loads) -> None:
+    """A node reads a model's schedule whenever it likes, also while another one is in its place."""
+    patcher, others = Patcher(Model()), [Layer(True), Layer(True)]
+    expected = [layer.weight.clone() for layer in others]
+    places = []
+    for turn in (0, 1, 0, 1):
+        patcher.restore_loaded_backups()
+        patcher.model.layers[0] = others[turn]
+        assert not run(known, patcher)
+        assert [torch.equal(layer.weight, weight) for layer, weight in zip(others, expected, strict=True)] == [True] * 2
+        places.append(others[turn].weight.data_ptr())
+    assert places[:2] == places[2:]
+
+
+def test_a_tensor_that_somebody_keeps_has_its_own_numbers(known: Loads) -> None:
+    patcher = Patcher(Model())
+    run(known, patcher)
+    kept = patcher.model.layers[0].weight
+    before = kept.clone()
+    patcher.restore_loaded_backups()
+    with torch.inference_mode():
+        patcher.model.layers[0].weight.data.add_(1)
+    run(known, patcher)
+    assert torch.equal(kept, before)
+    assert torch.equal(patcher.model.layers[0].weight, before + 1)
 
 
 def test_weights_of_another_layout_get_another_place(known: Loads) -> None:
