@@ -12,7 +12,9 @@ from comfy_parallel.config import Config
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, facts
-from comfy_parallel.patching.engine import PatchSet
+from comfy_parallel.patching.patch_set import PatchSet
+from comfy_parallel.patching.sources import Checkout
+from comfy_parallel.patching.unknown import Search
 from comfy_parallel.slots import device, pool
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.weights import loading
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 _config = Config()
 _patches: PatchSet | None = None
 _put_back_allocator: Callable[[], None] | None = None
+_search: Search | None = None
 
 
 def install(env: Mapping[str, str] = os.environ) -> bool:
@@ -32,27 +35,52 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
     that cannot be used ends the process; a host that cannot be patched starts as it is, with a warning
     (with `COMFY_PARALLEL_STRICT=1` it does not start).
     """
-    global _config, _patches, _put_back_allocator
+    global _config
     try:
         _config = Config.from_env(env)
     except ConfigError as error:
         _exit(error)
     if not _config.enabled or _patches is not None:
         return _patches is not None
+    try:
+        _put_on()
+    except Exception as error:  # noqa: BLE001 - what we did not foresee of a host must not keep it from starting
+        uninstall()
+        _give_up(error if isinstance(error, HostMismatch) else HostMismatch(f"{error!r} while it was installed"))
+    return _patches is not None
+
+
+def _put_on() -> None:
+    """Check the host, then have each of its modules patched when it is imported."""
+    global _patches, _search, _put_back_allocator
     from comfy_parallel import patches
 
-    patch_set = PatchSet(patches.ALL, _give_up)
-    problems = patch_set.check(facts.directory())
+    host_dir = facts.directory()
+    off = _switched_off()
+    patch_set = PatchSet(patches.without(off), _give_up, _leave_out)
+    problems = patch_set.check(Checkout(host_dir))
     if problems:
-        _give_up(HostMismatch("; ".join(str(problem) for problem in problems)))
-        return False
+        raise HostMismatch("; ".join(str(problem) for problem in problems))
     _patches = patch_set
+    _search = Search(host_dir)
     pool.when_server_is_made(_complete_server)
     patch_set.install()
-    per_slot.switch(_config.graphs)
-    if _config.graphs and _patches is not None:
-        _put_back_allocator = allocator.prefer_native(os.environ)
-    return _patches is not None  # None when a module that was there already did not fit.
+    if _patches is not None:  # Not None unless a module that was there already did not fit.
+        graphs = "graphs" in patch_set.features()
+        per_slot.switch(graphs)
+        if graphs:
+            _put_back_allocator = allocator.prefer_native(os.environ)
+
+
+def _switched_off() -> set[str]:
+    """The features that the user or the machine does without."""
+    off = set() if _config.graphs else {"graphs"}
+    if _config.weights == "off":
+        off.add("weights")
+    elif sys.platform != "linux":
+        logger.info("comfy_parallel: every slot keeps its own copy of its weights: sharing them needs Linux")
+        off.add("weights")
+    return off
 
 
 def uninstall() -> None:
@@ -64,6 +92,7 @@ def uninstall() -> None:
         _give_allocator_back()
         set_slots(())
         loading.use(None)
+    _end_search()
 
 
 def _complete_server(server: Any) -> None:
@@ -77,6 +106,7 @@ def _complete_server(server: Any) -> None:
     front = server.prompt_queue
     try:
         _check_complete()
+        _tell_unknown_globals()
         devices = device.choose_devices(_config, facts.device_type())
         pool.start_slots(front, devices)
     except ComfyParallelError as error:
@@ -105,15 +135,11 @@ def _preload_files(server: Any) -> None:
 
 
 def _share_weights(front: Any) -> None:
-    mode = _config.weights or "map"
-    if mode == "off":
-        return
-    if sys.platform != "linux":
-        logger.info("comfy_parallel: every slot keeps its own copy of its weights: sharing them needs Linux")
+    if _patches is None or "weights" not in _patches.features():
         return
     from comfy_parallel.weights.files.store import Store
 
-    loading.use(Store(mode, ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()))
+    loading.use(Store(_config.weights or "map", ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()))
     front.between_jobs = loading.between_jobs
 
 
@@ -123,15 +149,62 @@ def _check_complete() -> None:
         raise HostMismatch(f"these modules were never imported, so their patches are missing: {', '.join(missing)}")
 
 
+def _tell_unknown_globals() -> None:
+    """What the host changes at run time and nobody has looked at may race between slots.
+
+    Raises:
+        HostMismatch: with `COMFY_PARALLEL_STRICT=1`.
+    """
+    global _search
+    search, _search = _search, None
+    try:
+        unknown = search.found() if search is not None else []
+    except HostMismatch as failure:
+        unknown = [str(failure)]
+    if unknown and _config.strict:
+        raise HostMismatch("; ".join(unknown))
+    for sentence in unknown:
+        logger.warning("comfy_parallel: %s", sentence)
+
+
+def _end_search() -> None:
+    global _search
+    if _search is not None:
+        _search.stop()
+        _search = None
+
+
+_WITHOUT = {
+    "weights": ("every slot keeps its own copy of its weights", "COMFY_PARALLEL_WEIGHTS=off"),
+    "graphs": ("every step runs eagerly", "COMFY_PARALLEL_GRAPHS=off"),
+}
+
+
+def _leave_out(what: str, reason: HostMismatch) -> None:
+    """Say once what this host does without, and why."""
+    if what not in _WITHOUT:
+        logger.info("comfy_parallel: this ComfyUI does without %s: %s", what, reason)
+        return
+    effect, remedy = _WITHOUT[what]
+    if _config.strict:
+        _exit(HostMismatch(f"{what} does not fit this ComfyUI; start with {remedy} to do without: {reason}"))
+    logger.warning(
+        "comfy_parallel: %s does not fit this ComfyUI, so %s (%s asks for that): %s", what, effect, remedy, reason
+    )
+    if what == "graphs":
+        per_slot.switch(False)
+
+
 def _give_up(mismatch: HostMismatch) -> None:
     global _patches
     _patches = None
     _give_allocator_back()
+    _end_search()
     if _config.strict:
         _exit(mismatch)
     logger.warning(
         "comfy_parallel does not fit this ComfyUI %s and stays OFF; ComfyUI runs one job at a time. %s",
-        facts.version(facts.directory()),
+        _host_version(),
         mismatch,
     )
 
@@ -141,6 +214,13 @@ def _give_allocator_back() -> None:
     if _put_back_allocator is not None:
         _put_back_allocator()
         _put_back_allocator = None
+
+
+def _host_version() -> str:
+    try:
+        return facts.version(facts.directory())
+    except HostMismatch:
+        return "(unknown)"
 
 
 def _exit(error: ComfyParallelError) -> NoReturn:

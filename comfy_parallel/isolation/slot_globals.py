@@ -16,8 +16,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from comfy_parallel.errors import HostMismatch
-from comfy_parallel.patching.engine import Fit, ModuleSource, Patch, Undo, replace
+from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
 from comfy_parallel.patching.namespaces import Overlay, clone
+from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.slot import SlotLocal, current_slot
 
 
@@ -36,13 +37,13 @@ class SlotGlobals(Patch):
     def check_source(self, source: ModuleSource) -> Fit:
         present = [name for name in self.names if source.find([name]) is not None]
         if not present:
-            return self._absent()
+            return self.absent()
         for node in _definitions(source.tree):
             self._check_definition(node, set(present))
         return Fit.FITS
 
     def check_live(self, module: ModuleType) -> Fit:
-        return Fit.FITS if self._present(module) else self._absent()
+        return Fit.FITS if self._present(module) else self.absent()
 
     def apply(self, module: ModuleType) -> Iterator[Undo]:
         names = self._present(module)

@@ -17,7 +17,10 @@ from comfy_parallel.isolation.packs.findings import findings
 from comfy_parallel.isolation.packs.verdicts import verdicts
 from comfy_parallel.ops import link
 from comfy_parallel.patching import scan
-from comfy_parallel.patching.engine import survey
+from comfy_parallel.patching.engine import OtherShape
+from comfy_parallel.patching.patch_set import Surveyed, judge, missing_files, survey
+from comfy_parallel.patching.sources import Checkout, HostFiles, file_of
+from comfy_parallel.patching.unknown import describe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,14 +69,27 @@ def _doctor(options: argparse.Namespace) -> int:
         print("host           none given: name its folder, or set COMFYUI_PATH")
         return 1
     host_dir = Path(options.comfyui).resolve()
-    if not (host_dir / "main.py").is_file():
-        raise ComfyParallelError(f"{host_dir} holds no main.py; name the folder of a ComfyUI checkout")
-    print(f"host           ComfyUI {facts.version(host_dir)} in {host_dir}\n")
-    problems = _print_patches(host_dir)
-    unknown = _print_unknown(host_dir)
+    files = Checkout(host_dir)
+    if not any(True for _ in files.python_files()):
+        raise ComfyParallelError(f"{host_dir} holds no Python file; name the folder of a ComfyUI checkout")
+    print(f"host           ComfyUI {facts.version(host_dir)} in {host_dir}")
+    missing = missing_files(patches.ALL, files)
+    if missing:
+        print(f"incomplete     these files are missing, and what is in them was not checked: {', '.join(missing)}")
+    surveyed = [row for row in survey(patches.ALL, files) if not missing or file_of(row[0].module) not in missing]
+    _print_patches(surveyed)
+    unknown = _print_unknown(files)
     _print_packs(host_dir / "custom_nodes")
-    print(f"\n{'does not fit' if problems else 'fits'}: {problems} patches do not fit, {unknown} unknown globals")
-    return 1 if problems else 0
+    return _print_verdict(surveyed, missing, unknown)
+
+
+def _print_verdict(surveyed: list[Surveyed], missing: list[str], unknown: int) -> int:
+    verdict = judge(surveyed)
+    problems = len(verdict.problems)
+    without = f", without {', '.join(verdict.off)}" if verdict.off else ""
+    fits = f"fits{' as far as it is there' if missing else ''}{without}"
+    print(f"\n{'does not fit' if problems else fits}: {problems} patches do not fit, {unknown} unknown globals")
+    return 1 if problems or missing else 0
 
 
 def _print_machine() -> None:
@@ -89,19 +105,19 @@ def _print_machine() -> None:
     print(f"devices        torch {torch.__version__}: {', '.join(names) or 'no GPU visible; ComfyUI needs --cpu'}")
 
 
-def _print_patches(host_dir: Path) -> int:
-    rows = [("fit", "target", "why")]
-    problems = 0
-    for patch, result in survey(patches.ALL, host_dir):
-        if isinstance(result, HostMismatch):
-            problems += 1
-            rows.append(("NO", patch.target, str(result)))
+def _print_patches(surveyed: list[Surveyed]) -> None:
+    rows = [("fit", "feature", "target", "why")]
+    for patch, result in surveyed:
+        if isinstance(result, OtherShape):
+            rows.append(("left out", patch.feature, patch.target, str(result)))
+        elif isinstance(result, HostMismatch):
+            rows.append(("NO", patch.feature, patch.target, str(result)))
         else:
-            rows.append((result.value, patch.target, patch.why))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for fit, target, why in rows:
-        print(f"{fit:{widths[0]}}  {target:{widths[1]}}  {why}")
-    return problems
+            rows.append((result.value, patch.feature, patch.target, patch.why))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    print()
+    for row in rows:
+        print("  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[3]]))
 
 
 def _print_packs(folder: Path) -> None:
@@ -118,8 +134,8 @@ def _is_pack(path: Path) -> bool:
     return not is_ours and (path.suffix == ".py" or (path / "__init__.py").is_file())
 
 
-def _print_unknown(host_dir: Path) -> int:
-    unknown = scan.unknown_globals(host_dir)
-    for path, name, line in unknown:
-        print(f"unknown global {name} ({path}:{line}): the host changes it at run time; slots may race on it")
+def _print_unknown(files: HostFiles) -> int:
+    unknown = scan.unknown_globals(files)
+    for row in unknown:
+        print(describe(*row))
     return len(unknown)

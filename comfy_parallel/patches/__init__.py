@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from comfy_parallel.patches import (
     comfy_execution,
     execution,
@@ -26,3 +28,8 @@ ALL: tuple[Patch, ...] = (
     *step_overhead.PATCHES,
     *stepping.PATCHES,
 )
+
+
+def without(features: Container[str]) -> tuple[Patch, ...]:
+    """All patches but those of these features: what is switched off needs no patch."""
+    return tuple(patch for patch in ALL if patch.feature not in features)

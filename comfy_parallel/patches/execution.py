@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from comfy_parallel.errors import HostMismatch
-from comfy_parallel.patching.engine import Fit, ModuleSource, Patch
+from comfy_parallel.patching.engine import Fit, Patch
+from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_workers
 

@@ -55,7 +55,7 @@ class FunctionsPatch(Patch):
     wrap: Callable[[Any], Any] = field(default=lambda original: original, repr=False)
 
     def check_live(self, module: ModuleType) -> Fit:
-        return Fit.FITS if self.path[0] in self.find(module) else self._absent()
+        return Fit.FITS if self.path[0] in self.find(module) else self.absent()
 
     def apply(self, module: ModuleType) -> Iterator[Undo]:
         for name, new in self.find(module).items():
@@ -111,7 +111,8 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy_aimdo.model_vbar:vbars_reset_watermark_limits",
         wrap=device.reset_own_watermarks,
-        optional=True,
+        needs=("lib", "control.get_devctx"),
+        spare=True,
         why="The end of a node on one slot walks the other devices' memory, without a lock.",
         until="comfy_aimdo resets one device",
         hazards=(39,),

@@ -12,7 +12,8 @@ from typing import Any
 
 from comfy_parallel.isolation import interrupts, loaded_models
 from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
-from comfy_parallel.patching.engine import Fit, ModuleSource, Patch, Undo
+from comfy_parallel.patching.engine import Fit, Patch, Undo
+from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.slot import current_slot, slots
 
 _MM = "comfy.model_management"
@@ -38,9 +39,7 @@ def _is_interrupted(original: Callable[[], bool]) -> Callable[[], bool]:
     return processing_interrupted
 
 
-def _raise_if_interrupted(original: Callable[[], None]) -> Callable[[], None]:
-    exception = original.__globals__["InterruptProcessingException"]
-
+def _raise_if_interrupted(original: Callable[[], None], exception: type[BaseException]) -> Callable[[], None]:
     @functools.wraps(original)
     def throw_exception_if_processing_interrupted() -> None:
         if interrupts.take_interrupt():
@@ -110,8 +109,8 @@ class _ModuleUndo(Undo):
 _SDPA_LOCK = threading.Lock()
 
 
-def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
-    if "sdpa_kernel" not in original.__globals__:
+def _one_at_a_time(original: Callable[..., Any], sdpa_kernel: Any) -> Callable[..., Any]:
+    if sdpa_kernel is None:
         return original
 
     @functools.wraps(original)
@@ -165,6 +164,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target=f"{_MM}:throw_exception_if_processing_interrupted",
         wrap=_raise_if_interrupted,
+        needs=("InterruptProcessingException",),
         why="An interrupt is meant for one job, and the check runs once per layer: it takes no lock.",
         until="the host keeps the flag with the job",
         hazards=(20,),
@@ -248,6 +248,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.ops:scaled_dot_product_attention",
         wrap=_one_at_a_time,
+        needs=("sdpa_kernel?",),
         why="sdpa_kernel sets process-wide backend flags around each call.",
         until="torch keeps them per thread",
         hazards=(55,),

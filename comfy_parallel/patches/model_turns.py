@@ -11,15 +11,17 @@ from comfy_parallel.patching.engine import Patch
 from comfy_parallel.slots.slot import current_slot
 
 _WHY = "A model that two jobs use at once gives both wrong images, and unloads under one of them."
+_NEEDS = ("comfy.model_management:throw_exception_if_processing_interrupted",)
 _UNTIL = "the host keeps what a job does to a model with the job"
+Check = Callable[[], None]
 
 
-def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
+def _loading(original: Callable[..., Any], raise_if_interrupted: Check) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_models_gpu(models: Any, *args: Any, **kwargs: Any) -> Any:
         if current_slot() is not None:
             models = list(models)
-            _take(models)
+            _take(models, raise_if_interrupted)
         return original(models, *args, **kwargs)
 
     return load_models_gpu
@@ -36,42 +38,36 @@ def _unloading(original: Callable[..., bool]) -> Callable[..., bool]:
     return model_unload
 
 
-def _encoding(original: Callable[..., Any]) -> Callable[..., Any]:
+def _encoding(original: Callable[..., Any], raise_if_interrupted: Check) -> Callable[..., Any]:
     """The host sets options on a text encoder before it loads it."""
 
     @functools.wraps(original)
     def encode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _take([self.patcher])
+        _take([self.patcher], raise_if_interrupted)
         return original(self, *args, **kwargs)
 
     return encode
 
 
-def _sampling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _sampling(original: Callable[..., Any], raise_if_interrupted: Check) -> Callable[..., Any]:
     """The host sets hooks on a patcher before it loads it."""
 
     @functools.wraps(original)
     def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _take([self.model_patcher])
+        _take([self.model_patcher], raise_if_interrupted)
         return original(self, *args, **kwargs)
 
     return sample
 
 
-def _take(patchers: Iterable[Any]) -> None:
+def _take(patchers: Iterable[Any], raise_if_interrupted: Check) -> None:
     if current_slot() is None:
         return
     every = [one for patcher in patchers for one in (patcher, *patcher.model_patches_models())]
     models = list(
         {id(model): model for patcher in every if (model := getattr(patcher, "model", None)) is not None}.values()
     )
-    model_turns.take(models, _raise_if_interrupted)
-
-
-def _raise_if_interrupted() -> None:
-    import comfy.model_management
-
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    model_turns.take(models, raise_if_interrupted)
 
 
 def _ending_node(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,6 +99,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.model_management:load_models_gpu",
         wrap=_loading,
+        needs=_NEEDS,
         params=("models",),
         why=_WHY,
         until=_UNTIL,
@@ -117,6 +114,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.sd:CLIP.encode_from_tokens",
         wrap=_encoding,
+        needs=_NEEDS,
         params=("self", "tokens"),
         why=_WHY,
         until=_UNTIL,
@@ -124,6 +122,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.sd:CLIP.encode_from_tokens_scheduled",
         wrap=_encoding,
+        needs=_NEEDS,
         params=("self", "tokens"),
         why=_WHY,
         until=_UNTIL,
@@ -131,6 +130,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.sd:CLIP.generate",
         wrap=_encoding,
+        needs=_NEEDS,
         params=("self", "tokens"),
         optional=True,
         why=_WHY,
@@ -139,6 +139,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.samplers:CFGGuider.sample",
         wrap=_sampling,
+        needs=_NEEDS,
         params=("self", "noise", "latent_image", "sampler", "sigmas"),
         why=_WHY,
         until=_UNTIL,

@@ -120,7 +120,8 @@ PATCHES: tuple[Patch, ...] = (
             target=f"server:PromptServer.{name}",
             wrap=_send_preview,
             params=params,
-            optional=True,
+            spare=True,
+            feature="speed",
             why="The host encodes a preview before it looks whether its client is connected.",
             until="the host looks first",
         )

@@ -11,6 +11,7 @@ from comfy_parallel.patching.engine import Patch
 from comfy_parallel.patching.namespaces import View, with_globals
 from comfy_parallel.slots import device
 
+SPEED = "speed"
 _LOCK = "all slots share one interpreter lock"
 
 
@@ -27,10 +28,7 @@ def _with_lasting_namedtuples(collections: Any) -> View:
     return View(collections, namedtuple=namedtuple)
 
 
-def _reading_stats(original: FunctionType) -> FunctionType:
-    torch = original.__globals__.get("torch")
-    if torch is None:
-        return original
+def _reading_stats(original: FunctionType, torch: Any) -> FunctionType:
     cuda = View(torch.cuda, memory_stats=device.stats_reader(torch.cuda))
     return with_globals(original, torch=View(torch, cuda=cuda))
 
@@ -39,14 +37,17 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.samplers:collections",
         wrap=_with_lasting_namedtuples,
-        optional=True,
+        spare=True,
+        feature=SPEED,
         why=f"Each step makes a class per conditioning, from source text, and {_LOCK}.",
         until="the host makes the class once",
     ),
     Patch(
         target="comfy.model_management:get_free_memory",
         wrap=_reading_stats,
-        optional=True,
+        needs=("torch",),
+        spare=True,
+        feature=SPEED,
         why=f"Each step has torch flatten 80 numbers in Python, of which two are read, and {_LOCK}.",
         until="the host or torch asks for single numbers",
     ),

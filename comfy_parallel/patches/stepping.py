@@ -15,10 +15,11 @@ from comfy_parallel.slots.slot import SlotLocal, current_slot
 logger = logging.getLogger(__name__)
 
 _loads: list[SlotLocal[loads.Loads]] = []
+GRAPHS = "graphs"
 _SEAM = "the host's wrappers can be registered for every model"
 
 
-def _apply_model(original: Callable[..., Any]) -> Callable[..., Any]:
+def _apply_model(original: Callable[..., Any], raise_if_interrupted: Callable[[], None]) -> Callable[..., Any]:
     names = list(inspect.signature(original).parameters)[1:-1]
 
     @functools.wraps(original)
@@ -26,18 +27,11 @@ def _apply_model(original: Callable[..., Any]) -> Callable[..., Any]:
         stepper = per_slot.of_step()
         if stepper is None:
             return original(self, *args, **kwargs)
-        _raise_if_interrupted()
+        raise_if_interrupted()  # The host asks once per layer; a replay has no layers.
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return stepper.step(original, self, arguments)
 
     return _apply_model
-
-
-def _raise_if_interrupted() -> None:
-    """The host asks once per layer; a replay has no layers."""
-    import comfy.model_management
-
-    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def _sampling(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,12 +56,12 @@ def _suspecting(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
+def _loading(original: Callable[..., Any], patcher_class: type, on_load: str) -> Callable[..., Any]:
     if not loads.is_known(original):
         logger.info("This host's load does more than we know: no load of a model is left out")
         return _suspecting(original)
-    host, renews = original.__globals__, loads.starts_anew(original)
-    of_slot = SlotLocal(lambda: loads.Loads(host["ModelPatcherDynamic"], host["CallbacksMP"].ON_LOAD, renews))
+    renews = loads.starts_anew(original)
+    of_slot = SlotLocal(lambda: loads.Loads(patcher_class, on_load, renews))
     _loads.append(of_slot)
 
     @functools.wraps(original)
@@ -116,9 +110,7 @@ def _not_in_recordings(original: Callable[..., Any]) -> Callable[..., Any]:
     return make_prefetch_queue
 
 
-def _giving_back(original: Callable[..., Any]) -> Callable[..., Any]:
-    get_free_memory = original.__globals__["get_free_memory"]
-
+def _giving_back(original: Callable[..., Any], get_free_memory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def free_memory(memory_required: float, device: Any, *args: Any, **kwargs: Any) -> Any:
         stepper = per_slot.of_slot()
@@ -137,9 +129,11 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.model_base:BaseModel._apply_model",
         wrap=_apply_model,
+        needs=("comfy.model_management:throw_exception_if_processing_interrupted",),
         params=("self", "x", "t"),
         why="A step is hundreds of Python calls, and all slots share one interpreter lock.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.samplers:KSAMPLER.sample",
@@ -147,6 +141,7 @@ PATCHES: tuple[Patch, ...] = (
         params=("self", "model_wrap", "sigmas", "extra_args"),
         why="Code that a node pack runs between two steps may change what a recording relies on.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcher.load",
@@ -154,6 +149,7 @@ PATCHES: tuple[Patch, ...] = (
         params=("self",),
         why="A load changes what a recording relies on.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcher.patch_model",
@@ -161,6 +157,7 @@ PATCHES: tuple[Patch, ...] = (
         params=("self",),
         why="A patch changes what a recording relies on.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcher.unpatch_model",
@@ -168,14 +165,17 @@ PATCHES: tuple[Patch, ...] = (
         params=("self", "device_to", "unpatch_weights"),
         why="A model that goes needs its recordings' memory no more.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcherDynamic.load",
         wrap=_loading,
+        needs=("ModelPatcherDynamic", "comfy.patcher_extension:CallbacksMP.ON_LOAD"),
         params=("self",),
         optional=True,
         why="A load changes what a recording relies on; and takes as long, in Python, as 20 replayed steps.",
         until="the host leaves out a load that sets what is set",
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_patcher:ModelPatcherDynamic.unpatch_model",
@@ -184,6 +184,7 @@ PATCHES: tuple[Patch, ...] = (
         optional=True,
         why="A model that goes needs its recordings' memory no more.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_prefetch:make_prefetch_queue",
@@ -191,12 +192,15 @@ PATCHES: tuple[Patch, ...] = (
         optional=True,
         why="A recording must not copy weights to the GPU; they are all there.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
     Patch(
         target="comfy.model_management:free_memory",
         wrap=_giving_back,
+        needs=("get_free_memory",),
         params=("memory_required", "device"),
         why="Recordings are the first memory to give back.",
         until=_SEAM,
+        feature=GRAPHS,
     ),
 )

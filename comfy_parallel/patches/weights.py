@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from comfy_parallel.weights import loading, streaming
 from comfy_parallel.weights.files import regions
 from comfy_parallel.weights.gpu import copies, homes
 
+WEIGHTS = "weights"
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_APART = "Weights that lie in one block on a GPU give its memory back together only."
 _UNTIL = "the host's models alias the mapped file on every device"
@@ -140,9 +142,7 @@ def _partially_unload(original: Callable[..., Any]) -> Callable[..., Any]:
     return partially_unload
 
 
-def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
-    get_attr = original.__globals__["get_attr"]
-
+def _copy_to_param(original: Callable[..., Any], get_attr: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def copy_to_param(obj: Any, attr: str, value: Any) -> Any:
         loading.before_write(get_attr(obj, attr))
@@ -151,9 +151,7 @@ def _copy_to_param(original: Callable[..., Any]) -> Callable[..., Any]:
     return copy_to_param
 
 
-def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
-    get_attr = original.__globals__["comfy"].utils.get_attr
-
+def _patch_weight_to_device(original: Callable[..., Any], get_attr: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def patch_weight_to_device(
         self: Any, key: str, device_to: Any = None, inplace_update: bool = False, **others: Any
@@ -172,9 +170,7 @@ def _patch_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
     return patch_weight_to_device
 
 
-def _patch_hook_weight_to_device(original: Callable[..., Any]) -> Callable[..., Any]:
-    get_attr = original.__globals__["comfy"].utils.get_attr
-
+def _patch_hook_weight_to_device(original: Callable[..., Any], get_attr: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def patch_hook_weight_to_device(
         self: Any, hooks: Any, combined_patches: Any, key: str, *args: Any, **kwargs: Any
@@ -221,44 +217,50 @@ def _pin_memory(original: Callable[..., bool]) -> Callable[..., bool]:
     return pin_memory
 
 
-def _pin_weights(original: Callable[..., Any]) -> Callable[..., Any]:
+def _pin_weights(original: Callable[..., Any], read_slice: Callable[..., Any]) -> Callable[..., Any]:
+    """Only for hosts that ask `read_slice` for each copy to the GPU: it keeps what these copies read."""
+
+    names = list(inspect.signature(original).parameters)
+
     @functools.wraps(original)
-    def pin_memory(module: Any, subset: str = "weights", size: Any = None, **others: Any) -> Any:
+    def pin_memory(module: Any, *args: Any, **kwargs: Any) -> Any:
         """No slot's own copy of what all slots can read from one place."""
         store = loading.store_of_slot()
-        if store is not None and subset in ("weights", "weights-loaded"):
+        arguments = dict(zip(names, (module, *args), strict=False)) | kwargs
+        if store is not None and arguments.get("subset", "weights") in ("weights", "weights-loaded"):
             weights = [getattr(module, name, None) for name in ("weight", "bias")]
             if streaming.can_stream(store, weights):
                 return False
-        return original(module, subset=subset, size=size, **others)
+        return original(module, *args, **kwargs)
 
     return pin_memory
 
 
 def _read_slice(original: Callable[..., bool]) -> Callable[..., bool]:
+    names = list(inspect.signature(original).parameters)
+
     @functools.wraps(original)
-    def read_tensor_file_slice_into(
-        tensor: Any, destination: Any, stream: Any = None, destination2: Any = None, **others: Any
-    ) -> bool:
+    def read_tensor_file_slice_into(tensor: Any, destination: Any, *args: Any, **kwargs: Any) -> bool:
         store = loading.store_of_slot()
         if store is not None:
-            targets = [target for target in (destination, destination2) if target is not None]
+            arguments = dict(zip(names, (tensor, destination, *args), strict=False)) | kwargs
+            targets = [target for target in (destination, arguments.get("destination2")) if target is not None]
             is_to_gpu = [target.device.type for target in targets] == ["cuda"]  # not by way of the host's pinned copy
-            if is_to_gpu and streaming.copy_in(store, tensor, targets[0], stream):
+            if is_to_gpu and streaming.copy_in(store, tensor, targets[0], arguments.get("stream")):
                 return True
-        return original(tensor, destination, stream=stream, destination2=destination2, **others)
+        return original(tensor, destination, *args, **kwargs)
 
     return read_tensor_file_slice_into
 
 
 def _patch(target: str, wrap: Any, *params: str, why: str = _WHY, **others: Any) -> Patch:
-    return Patch(target=target, wrap=wrap, params=params, why=why, until=_UNTIL, **others)
+    return Patch(target=target, wrap=wrap, params=params, why=why, until=_UNTIL, feature=WEIGHTS, **others)
 
 
 PATCHES: tuple[Patch, ...] = (
     _patch("comfy.utils:load_torch_file", _load_torch_file, "ckpt", "safe_load", "device", "return_metadata"),
     _patch("comfy.utils:save_torch_file", _save_torch_file, "sd", "ckpt"),
-    _patch("comfy.utils:copy_to_param", _copy_to_param, "obj", "attr", "value", hazards=(53,)),
+    _patch("comfy.utils:copy_to_param", _copy_to_param, "obj", "attr", "value", needs=("get_attr",), hazards=(53,)),
     _patch(
         "torch.nn.modules.module:Module._load_from_state_dict",
         _load_from_state_dict,
@@ -286,6 +288,7 @@ PATCHES: tuple[Patch, ...] = (
         "key",
         "device_to",
         "inplace_update",
+        needs=("comfy.utils:get_attr",),
     ),
     _patch(
         "comfy.model_patcher:ModelPatcher.patch_hook_weight_to_device",
@@ -294,19 +297,24 @@ PATCHES: tuple[Patch, ...] = (
         "hooks",
         "combined_patches",
         "key",
+        needs=("comfy.utils:get_attr",),
         hazards=(53,),
     ),
     _patch("comfy.model_management:unet_inital_load_device", _on_cpu_first),
     _patch("comfy.model_management:text_encoder_initial_device", _on_cpu_first),
     _patch("comfy.model_management:pin_memory", _pin_memory, "tensor", optional=True, hazards=(36,)),
-    _patch("comfy.pinned_memory:pin_memory", _pin_weights, "module", "subset", "size", optional=True),
+    _patch(
+        "comfy.pinned_memory:pin_memory",
+        _pin_weights,
+        "module",
+        needs=("comfy.memory_management:read_tensor_file_slice_into",),
+        spare=True,
+    ),
     _patch(
         "comfy.memory_management:read_tensor_file_slice_into",
         _read_slice,
         "tensor",
         "destination",
-        "stream",
-        "destination2",
         optional=True,
     ),
 )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
+
+from comfy_parallel.errors import HostMismatch
+from comfy_parallel.patching.sources import HostFiles
 
 _MUTATORS = {"append", "add", "insert", "pop", "remove", "clear", "update", "setdefault", "extend", "discard"}
 _SKIPPED = {
@@ -86,6 +88,7 @@ _TABLE: dict[str, dict[str, str]] = {
             "cls._OUTPUT_NODE cls._OUTPUT_TOOLTIPS cls._RETURN_NAMES cls._RETURN_TYPES"
         ),
         "comfy_execution/caching.py": "NODE_CLASS_CONTAINS_UNIQUE_ID",
+        "comfy_extras/nodes_glsl.py": "EGL gl glfw",
         "folder_paths.py": "extension_mimetypes_cache filename_list_cache",
         "server.py": "_deprecated_paths_warned",
     },
@@ -103,26 +106,32 @@ TREATMENTS = {
 }
 
 
-def unknown_globals(host_dir: Path) -> list[tuple[str, str, int]]:
-    """File, name and line of each global that the host changes at run time and the table does not know."""
-    found = [
-        (path, name, line) for path in _sources(host_dir) for name, line in changed_globals(host_dir / path).items()
-    ]
+def unknown_globals(files: HostFiles) -> list[tuple[str, str, int]]:
+    """File, name and line of each global that the host changes at run time and the table does not know.
+
+    Raises:
+        HostMismatch: naming a file that is no Python we can read.
+    """
+    found = [(path, name, line) for path in _sources(files) for name, line in _changed_in(files, path).items()]
     return [row for row in found if row[:2] not in TREATMENTS]
 
 
-def changed_globals(path: Path) -> dict[str, int]:
+def changed_globals(text: str) -> dict[str, int]:
     """Names of module and class globals that functions of one file rebind or mutate, with a line of each."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(text)
     scan = _Scan(tree)
     return {name: line for function in _functions(tree) for name, line in scan.changes(function)}
 
 
-def _sources(host_dir: Path) -> Iterator[str]:
-    for path in sorted(host_dir.rglob("*.py")):
-        relative = path.relative_to(host_dir)
-        if relative.parts[0] not in _SKIPPED:
-            yield relative.as_posix()
+def _changed_in(files: HostFiles, path: str) -> dict[str, int]:
+    try:
+        return changed_globals(files.read(path) or "")
+    except (SyntaxError, ValueError) as error:
+        raise HostMismatch(f"{path}: cannot be read: {error}") from error
+
+
+def _sources(files: HostFiles) -> Iterator[str]:
+    return (path for path in files.python_files() if path.partition("/")[0] not in _SKIPPED)
 
 
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

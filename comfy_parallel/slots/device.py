@@ -6,7 +6,6 @@ import ctypes
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -173,9 +172,10 @@ def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
     return empty_cache
 
 
-def reset_own_watermarks(original: Callable[[], None]) -> Callable[[], None]:
+def reset_own_watermarks(
+    original: Callable[[], None], lib: Any, get_context: Callable[[int], Any]
+) -> Callable[[], None]:
     """Wrap comfy_aimdo's `vbars_reset_watermark_limits`, which walks all devices: in a slot, only its own."""
-    module = sys.modules[original.__module__]
 
     @functools.wraps(original)
     def vbars_reset_watermark_limits() -> None:
@@ -183,7 +183,7 @@ def reset_own_watermarks(original: Callable[[], None]) -> Callable[[], None]:
         if slot is None or ":" not in slot.device:
             return original()
         index = int(slot.device.partition(":")[2])
-        module.lib.vbars_reset_watermark_limits(module.control.get_devctx(index))
+        lib.vbars_reset_watermark_limits(get_context(index))
         return None
 
     return vbars_reset_watermark_limits

@@ -146,7 +146,7 @@ def failures() -> dict[str, Any]:
     import_host()
     from comfy_parallel import patches
     from comfy_parallel.errors import HostMismatch
-    from comfy_parallel.patching.engine import PatchSet
+    from comfy_parallel.patching.patch_set import PatchSet
 
     def fail(self: Any, module: ModuleType) -> Any:
         raise ValueError("injected")
@@ -171,16 +171,16 @@ def failures() -> dict[str, Any]:
     outcomes: dict[str, list[Any]] = {kind: [] for kind in kinds}
     for kind, (failing, methods) in kinds.items():
         for patch in failing:
-            told: list[Any] = []
+            told: list[str] = []
             patch_set = PatchSet(
-                tuple(broken(each, methods) if each is patch else each for each in patches.ALL), told.append
+                tuple(broken(each, methods) if each is patch else each for each in patches.ALL),
+                lambda reason, told=told: told.append(f"all: {reason}"),
+                lambda what, reason, told=told: told.append(f"{what}: {reason}"),
             )
-            try:
-                patch_set.install()
-            except ValueError as error:
-                told.append(error)
-            outcomes[kind].append([patch.target, [str(each) for each in told], differences(before, snapshot())])
+            patch_set.install()
+            is_untouched = not differences(before, snapshot())
             patch_set.revert()
+            outcomes[kind].append([patch.target, patch.feature, told, is_untouched, differences(before, snapshot())])
     return {"present": [patch.target for patch in present], "outcomes": outcomes}
 
 

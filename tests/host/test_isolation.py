@@ -16,6 +16,7 @@ import pytest
 
 from comfy_parallel import patches
 from comfy_parallel.patching import scan
+from comfy_parallel.patching.sources import Checkout
 from tests.conftest import REPO_DIR
 from tests.host import workflows
 from tests.host.conftest import MakeServer
@@ -326,7 +327,7 @@ def patched_globals(host_dir: Path) -> Iterator[str]:
     """`module:name` of what this host's functions change and every slot is said to have its own of."""
     patched = [row for row, treatment in scan.TREATMENTS.items() if treatment == scan.PATCHED]
     paths = {path for path, _ in patched if (host_dir / path).is_file()}
-    changed = {path: scan.changed_globals(host_dir / path) for path in paths}
+    changed = {path: scan.changed_globals((host_dir / path).read_text()) for path in paths}
     for path, name in patched:
         module, _, name_there = name.rpartition(".")
         module = module or path.removesuffix(".py").replace("/", ".")
@@ -339,7 +340,7 @@ SHOWN_BY_OTHER_TESTS = ("current_loaded_models", "interrupt_processing")
 
 
 def test_every_global_that_the_host_changes_is_known(host_dir: Path) -> None:
-    assert scan.unknown_globals(host_dir) == []
+    assert scan.unknown_globals(Checkout(host_dir)) == []
 
 
 def test_modules_and_functions_by_two_names_are_one(server: HostServer) -> None:

@@ -185,7 +185,7 @@ def test_on_every_patch_shows(looks: dict[str, Seen]) -> None:
     unseen = {target for target in TARGETS if before[target] == after[target]}
     absent = {target for target in unseen if before[target] is None}
     assert unseen - absent <= UNSEEN
-    assert all(TARGETS[target].optional or isinstance(TARGETS[target], Alias) for target in absent)
+    assert all(not TARGETS[target].is_required or isinstance(TARGETS[target], Alias) for target in absent)
     for section in ("module_classes", "meta_path", "middlewares", "routes", "queue", "attributes", "threads"):
         assert stock.inside[section] != on.inside[section], section
     assert on.inside["scheduler"] == [True, 2]
@@ -302,6 +302,58 @@ def test_a_host_that_does_not_fit_is_refused_when_strict(
     assert f"comfy_parallel: {MISFITS[kind].told}\n" in message
 
 
+PARTLY = {
+    "a feature": Misfit(
+        "comfy/utils.py",
+        r"def copy_to_param\(obj, attr, value\):",
+        "def copy_to_param(obj, name, value):\n    attr = name",
+        "comfy_parallel: weights does not fit this ComfyUI, so every slot keeps its own copy of its weights "
+        "(COMFY_PARALLEL_WEIGHTS=off asks for that): comfy.utils:copy_to_param: expected parameters "
+        "('obj', 'attr', 'value'), host has ('obj', 'name', 'value')",
+        "start with COMFY_PARALLEL_WEIGHTS=off to do without",
+    ),
+    "a feature, while it is applied": Misfit(
+        "comfy/samplers.py",
+        r"\nimport collections\n",
+        r"\ncollections = None\n",
+        "comfy_parallel: this ComfyUI does without speed: comfy.samplers:collections: AttributeError",
+        "",
+    ),
+    "an unknown global": Misfit(
+        "node_helpers.py",
+        r"\ndef conditioning_set_values",
+        r"\nSEEN = {}\ndef see(name):\n    SEEN[name] = 1\n\ndef conditioning_set_values",
+        "comfy_parallel: unknown global SEEN (node_helpers.py:",
+        "unknown global SEEN (node_helpers.py:",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARTLY)
+def test_a_host_that_fits_but_for_a_part_runs_slots_without_it(
+    make_server: MakeServer, host_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    misfit = PARTLY[kind]
+    changed = misfitting(host_dir, tmp_path / "misfit", misfit)
+    server = make_server(host_dir=changed, slots="cpu,cpu", env={"COMFY_PARALLEL_STRICT": "0"})
+    assert [line.startswith(misfit.told) for line in told(server.log())].count(True) == 1
+    assert len(server.request("GET", "/queue/all")[1]["queues"]) == 2
+    if kind != "a feature, while it is applied":  # ComfyUI itself samples no more then
+        reply = server.submit({"out": node("PreviewImage", images=["i", 0]), "i": node("EmptyImage", width=16)}, 1)
+        assert reply["gpu_id"] == 1
+    server.stop()
+    if misfit.changed:
+        message = refusal(make_server, host_dir=changed, env={"COMFY_PARALLEL_STRICT": "1"})
+        assert misfit.changed in message
+
+
+def test_a_feature_that_is_switched_off_needs_no_patch(make_server: MakeServer, host_dir: Path, tmp_path: Path) -> None:
+    changed = misfitting(host_dir, tmp_path / "misfit", PARTLY["a feature"])
+    env = {"COMFY_PARALLEL_STRICT": "1", "COMFY_PARALLEL_WEIGHTS": "off"}
+    server = make_server(host_dir=changed, slots="cpu,cpu", env=env)
+    assert not [line for line in told(server.log()) if "weights" in line]
+
+
 def told(log: str) -> list[str]:
     """What the lines of ours in a log say, without how they begin."""
     begin = r"comfy_parallel does not fit this ComfyUI \S+ and stays OFF; ComfyUI runs one job at a time\. "
@@ -339,12 +391,16 @@ def test_patches_come_off_a_host_that_was_imported_with_them(reports: dict[str, 
 
 def test_a_failure_at_any_patch_leaves_every_attribute_as_it_was(reports: dict[str, Future[Any]]) -> None:
     report = reports["failures"].result()["failures"]
-    assert {target for target, patch in TARGETS.items() if not patch.optional} <= set(report["present"])
+    assert {target for target, patch in TARGETS.items() if patch.is_required} <= set(report["present"])
     outcomes = report["outcomes"]
-    assert [target for target, _, _ in outcomes["after"]] == report["present"]
+    assert [target for target, *_ in outcomes["after"]] == report["present"]
     modules = {target.partition(":")[0] for target in report["present"]}
-    assert {target.partition(":")[0] for target, _, _ in outcomes["mismatch"]} == modules
+    assert {target.partition(":")[0] for target, *_ in outcomes["mismatch"]} == modules
     for kind, tries in outcomes.items():
         assert tries, kind
-        for target, messages, left in tries:
-            assert (messages, left) == (["injected"], []), (kind, target)
+        for target, feature, messages, is_untouched, left in tries:
+            is_core = feature == "core"
+            (message,) = messages
+            assert message.startswith("all: " if is_core else f"{feature}: "), (kind, target)
+            assert "injected" in message, (kind, target)
+            assert (is_untouched, left) == (is_core, []), (kind, target)

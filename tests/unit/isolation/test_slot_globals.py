@@ -13,7 +13,9 @@ import pytest
 
 from comfy_parallel.errors import HostMismatch
 from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
-from comfy_parallel.patching.engine import Fit, ModuleSource, PatchSet
+from comfy_parallel.patching.engine import Fit
+from comfy_parallel.patching.patch_set import PatchSet
+from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.slot import Slot, current_slot, entered
 from tests.fakes import in_thread, make_slots
 from tests.unit.conftest import MakeModule
@@ -294,8 +296,7 @@ def test_a_class_changed_after_us_is_not_reverted(host: ModuleType, patch_set: P
 
 
 def source(folder: Path, text: str) -> ModuleSource:
-    (folder / "fake_host.py").write_text(text)
-    return ModuleSource(folder / "fake_host.py")
+    return ModuleSource(text)
 
 
 def test_names_that_the_host_does_not_have_are_left_out(host: ModuleType, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comfy_parallel.patches import step_overhead
-from comfy_parallel.patching.engine import PatchSet
+from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.slots.device import MemoryStats
 from tests.unit.conftest import MakeModule
 

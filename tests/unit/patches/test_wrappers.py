@@ -66,22 +66,22 @@ def met(call: Callable[[], bool], callers: tuple[Slot | None, ...]) -> bool:
 ATTENTION = "comfy.ops:scaled_dot_product_attention"
 
 
-def attention(timeout_s: float = SOON_S, **names: Any) -> Any:
+def attention(timeout_s: float = SOON_S) -> Any:
     code = compile("def scaled_dot_product_attention():\n    return meet()", "ops.py", "exec").co_consts[0]
-    return FunctionType(code, {"meet": Meeting(timeout_s), **names})
+    return FunctionType(code, {"meet": Meeting(timeout_s)})
 
 
 def test_attention_that_sets_flags_runs_one_slot_at_a_time(slots: tuple[Slot, ...]) -> None:
-    assert not met(wrapper(ATTENTION)(attention(sdpa_kernel=None)), slots)
+    assert not met(wrapper(ATTENTION)(attention(), "sdpa_kernel"), slots)
 
 
 def test_outside_slots_attention_takes_no_lock() -> None:
-    assert met(wrapper(ATTENTION)(attention(LONG_S, sdpa_kernel=None)), (None, None))
+    assert met(wrapper(ATTENTION)(attention(LONG_S), "sdpa_kernel"), (None, None))
 
 
 def test_attention_that_sets_no_flags_is_not_wrapped() -> None:
     original = attention()
-    assert wrapper(ATTENTION)(original) is original
+    assert wrapper(ATTENTION)(original, None) is original
 
 
 # Housekeeping.

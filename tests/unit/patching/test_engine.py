@@ -14,17 +14,9 @@ from typing import Any
 import pytest
 
 from comfy_parallel.errors import HostMismatch
-from comfy_parallel.patching.engine import (
-    Addition,
-    Fit,
-    ModuleSource,
-    Patch,
-    PatchSet,
-    Undo,
-    replace,
-    source_of,
-    survey,
-)
+from comfy_parallel.patching.engine import Addition, Fit, Patch, Undo, replace
+from comfy_parallel.patching.patch_set import PatchSet, survey
+from comfy_parallel.patching.sources import Checkout, ModuleSource, source_of
 from tests.unit.conftest import MakeModule
 
 SOURCE = """
@@ -198,7 +190,7 @@ def test_two_patches_of_one_target_nest_and_come_off_in_reverse(host: ModuleType
 def test_an_optional_target_that_is_not_there_is_left_out(
     host: ModuleType, make_set: MakeSet, failures: list[HostMismatch]
 ) -> None:
-    make_set(patch("nowhere", optional=True), patch("Nowhere.method", optional=True), patch("plain")).install()
+    make_set(patch("nowhere", optional=True), patch("Nowhere.method", spare=True), patch("plain")).install()
     assert host.plain(1) == ("patched", ("plain", 1, 2))
     assert not hasattr(host, "nowhere")
     assert failures == []
@@ -282,24 +274,180 @@ def fail(original: Any) -> Any:
 
 
 @pytest.mark.parametrize("index", range(len(ALL) + 1))
-def test_a_failure_anywhere_leaves_the_host_untouched(
-    host: ModuleType, make_module: MakeModule, make_set: MakeSet, index: int
+def test_a_failure_anywhere_is_told_once_and_leaves_the_host_untouched(
+    host: ModuleType, make_module: MakeModule, make_set: MakeSet, failures: list[HostMismatch], index: int
 ) -> None:
     user = make_module("fake_user", "from fake_host import plain, Thing")
     before = state(host), state(user)
-    patch_set = make_set(*ALL[:index], patch("plain", wrap=fail), *ALL[index:])
-    with pytest.raises(RuntimeError, match="injected"):
-        patch_set.install()
+    make_set(*ALL[:index], patch("plain", wrap=fail), *ALL[index:]).install()
+    assert len(failures) == 1
+    assert str(failures[0]).startswith(
+        "fake_host:plain: RuntimeError('injected') while it was applied (test_engine.py:"
+    )
+    assert isinstance(failures[0].__cause__, RuntimeError)
     assert_same(state(host), before[0])
     assert_same(state(user), before[1])
 
 
-def test_a_failure_between_two_changes_of_one_patch_takes_the_first_back(host: ModuleType, make_set: MakeSet) -> None:
+def test_a_failure_between_two_changes_of_one_patch_takes_the_first_back(
+    host: ModuleType, make_set: MakeSet, failures: list[HostMismatch]
+) -> None:
     before = state(host)
     broken = TwoChanges(target="fake_host:LIMIT", why="a test", until="never", fails=True)
-    with pytest.raises(RuntimeError, match="injected"):
-        make_set(*ALL[:-1], broken).install()
+    make_set(*ALL[:-1], broken).install()
+    assert ["RuntimeError('injected')" in str(failure) for failure in failures] == [True]
     assert_same(state(host), before)
+
+
+def test_what_ends_the_process_is_no_mismatch(
+    host: ModuleType, make_set: MakeSet, failures: list[HostMismatch]
+) -> None:
+    def interrupted(original: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before = state(host)
+    with pytest.raises(KeyboardInterrupt):
+        make_set(*ALL, patch("plain", wrap=interrupted)).install()
+    assert failures == []
+    assert_same(state(host), before)
+
+
+# Other features than the core: what does not fit is left out, and the rest works.
+
+
+def part(feature: str, path: str, wrap: Callable[[Any], Any] = marked, module: str = "fake_host", **more: Any) -> Patch:
+    return Patch(target=f"{module}:{path}", wrap=wrap, why="", until="", feature=feature, **more)
+
+
+@pytest.mark.parametrize(
+    "wrong", [part("extra", "nowhere"), part("extra", "plain", fail), part("extra", "LIMIT", expects=dict)]
+)
+@pytest.mark.parametrize("index", range(len(ALL) + 1))
+def test_a_feature_that_does_not_fit_is_left_out_whole(
+    host: ModuleType, make_module: MakeModule, failures: list[HostMismatch], wrong: Patch, index: int
+) -> None:
+    other = make_module("fake_other", "def plain(): return 'other'\ndef kept(): return 'kept'")
+    before = state(host), state(other)
+    told: list[tuple[str, str]] = []
+    patches = (
+        part("extra", "plain", module="fake_other"),
+        *ALL[:index],
+        part("extra", "plain"),
+        wrong,
+        *ALL[index:],
+        part("third", "kept", module="fake_other"),
+    )
+    patch_set = PatchSet(patches, failures.append, lambda what, reason: told.append((what, str(reason))))
+    patch_set.install()
+    assert failures == []
+    assert [what for what, _ in told] == ["extra"]
+    assert told[0][1].startswith(wrong.target)
+    assert host.plain(1) == ("patched", ("plain", 1, 2)), "once, by the core"
+    assert (other.plain(), other.kept()) == ("other", ("patched", "kept"))
+    assert patch_set.features() == {"core", "third"}
+    patch_set.revert()
+    assert_same(state(host), before[0])
+    assert_same(state(other), before[1])
+
+
+def test_a_module_that_does_not_fit_when_it_comes_late_takes_its_feature_off_the_others(
+    host: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_set: MakeSet, failures: list[HostMismatch]
+) -> None:
+    (tmp_path / "late_host.py").write_text("def plain():\n    return 'plain'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "late_host", raising=False)
+    core = Patch(target="late_host:plain", wrap=marked, why="", until="")
+    make_set(part("extra", "plain"), core, part("extra", "nowhere", module="late_host")).install()
+    assert host.plain(1) == ("patched", ("plain", 1, 2))
+    assert __import__("late_host").plain() == ("patched", "plain")
+    assert host.plain(1) == ("plain", 1, 2)
+    assert failures == []
+    monkeypatch.delitem(sys.modules, "late_host")
+
+
+def test_a_patch_that_can_be_spared_is_left_out_alone_where_it_does_not_fit(
+    host: ModuleType, failures: list[HostMismatch]
+) -> None:
+    told: list[tuple[str, str]] = []
+    odd = part("extra", "plain", params=("x",), spare=True)
+    lacking = part("extra", "Thing.method", needs=("nowhere",), spare=True)
+    patches = (odd, lacking, part("extra", "Thing.loose"))
+    patch_set = PatchSet(patches, failures.append, lambda what, reason: told.append((what, str(reason))))
+    patch_set.install()
+    assert host.plain(1) == ("plain", 1, 2)
+    assert host.Thing.loose(1) == ("patched", ("loose", 1))
+    assert failures == []
+    assert told == [
+        ("fake_host:plain", "fake_host:plain: expected parameters ('x',), host has ('a', 'b')"),
+        ("fake_host:Thing.method", "fake_host:Thing.method: needs fake_host:nowhere, not found in this host"),
+    ]
+
+
+def test_the_source_tells_what_the_live_host_would(tmp_path: Path, failures: list[HostMismatch]) -> None:
+    (tmp_path / "fake_host.py").write_text(SOURCE)
+    told: list[str] = []
+    patches = (
+        *ALL[:3],
+        part("extra", "plain"),
+        part("extra", "nowhere"),
+        part("extra", "plain", params=("x",)),
+        part("extra", "plain", params=("x",), spare=True),
+        part("third", "plain", params=("x",), spare=True),
+        part("third", "plain", needs=("LIMIT",)),
+        part("fourth", "plain", needs=("nowhere",)),
+    )
+    patch_set = PatchSet(patches, failures.append, lambda what, reason: told.append(f"{what}: {reason}"))
+    assert patch_set.check(Checkout(tmp_path)) == []
+    assert told == [
+        "extra: fake_host:nowhere: not found in this host; "
+        "fake_host:plain: expected parameters ('x',), host has ('a', 'b')",
+        "fourth: fake_host:plain: needs fake_host:nowhere, not found in this host",
+        "fake_host:plain: fake_host:plain: expected parameters ('x',), host has ('a', 'b')",
+    ]
+    assert patch_set.patches == (*ALL[:3], patches[-2])
+
+
+# What a patch reads of the host.
+
+
+def reading(original: Any, *values: Any) -> Any:
+    return lambda *args: (values, original(*args))
+
+
+def test_a_patch_is_given_what_it_says_it_needs(
+    host: ModuleType, make_module: MakeModule, make_set: MakeSet, failures: list[HostMismatch]
+) -> None:
+    make_module("fake_package.part", "class Names:\n    ONE = 1")
+    needs = ("LIMIT", "fake_package.part:Names.ONE", "nowhere?", "fake_nowhere:name?")
+    make_set(patch("plain", wrap=reading, needs=needs)).install()
+    assert failures == []
+    assert host.plain(1) == (([1, 2], 1, None, None), ("plain", 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("need", "reason"),
+    [
+        ("nowhere", "fake_host:plain: needs fake_host:nowhere, not found in this host"),
+        ("Thing.nowhere", "fake_host:plain: needs fake_host:Thing.nowhere, not found in this host"),
+        ("fake_nowhere:name", "fake_host:plain: needs fake_nowhere:name, not found in this host"),
+    ],
+)
+def test_a_need_that_the_host_lacks_is_a_mismatch_live_and_by_source(
+    host: ModuleType, tmp_path: Path, make_set: MakeSet, failures: list[HostMismatch], need: str, reason: str
+) -> None:
+    (tmp_path / "fake_host.py").write_text(SOURCE)
+    before = state(host)
+    patch_set = make_set(*ALL[:4], patch("plain", wrap=reading, needs=(need,)))
+    assert [str(problem) for problem in patch_set.check(Checkout(tmp_path))] == [reason]
+    patch_set.install()
+    assert [str(failure) for failure in failures] == [reason]
+    assert_same(state(host), before)
+
+
+def test_a_source_that_cannot_be_read_is_a_mismatch(tmp_path: Path, make_set: MakeSet) -> None:
+    (tmp_path / "fake_host.py").write_text("def plain(:")
+    (problem,) = make_set(patch("plain")).check(Checkout(tmp_path))
+    assert str(problem).startswith("fake_host.py: cannot be read: invalid syntax")
 
 
 @pytest.mark.parametrize("index", range(len(ALL) + 1))
@@ -417,16 +565,14 @@ def test_a_live_mismatch_says_what_was_expected_and_found(
 def test_what_fits_fits_live_and_by_source(host: ModuleType, tmp_path: Path, fitting: Patch) -> None:
     assert fitting.check_live(host) is Fit.FITS
     if not fitting.target.endswith("inherited"):
-        assert fitting.check_source(source(tmp_path, SOURCE)) is Fit.FITS
+        assert fitting.check_source(source(SOURCE)) is Fit.FITS
 
 
 # Reasons, against source code alone.
 
 
-def source(folder: Path, text: str) -> ModuleSource:
-    path = folder / "fake_host.py"
-    path.write_text(textwrap.dedent(text), encoding="utf-8")
-    return ModuleSource(path)
+def source(text: str) -> ModuleSource:
+    return ModuleSource(textwrap.dedent(text))
 
 
 @pytest.mark.parametrize(
@@ -460,7 +606,7 @@ def source(folder: Path, text: str) -> ModuleSource:
     ],
 )
 def test_a_definition_is_found_wherever_it_stands(tmp_path: Path, path: str, text: str) -> None:
-    assert source(tmp_path, text).find(path.split(".")) is not None
+    assert source(text).find(path.split(".")) is not None
 
 
 @pytest.mark.parametrize(
@@ -478,11 +624,11 @@ def test_a_definition_is_found_wherever_it_stands(tmp_path: Path, path: str, tex
     ],
 )
 def test_what_is_defined_elsewhere_or_only_used_is_not_found(tmp_path: Path, path: str, text: str) -> None:
-    assert source(tmp_path, text).find(path.split(".")) is None
+    assert source(text).find(path.split(".")) is None
 
 
 def test_the_last_definition_counts(tmp_path: Path) -> None:
-    twice = source(tmp_path, "def f(old): pass\ntry:\n    def f(new): pass\nexcept E:\n    pass")
+    twice = source("def f(old): pass\ntry:\n    def f(new): pass\nexcept E:\n    pass")
     assert patch("f", params=("new",)).check_source(twice) is Fit.FITS
 
 
@@ -503,13 +649,13 @@ def test_the_last_definition_counts(tmp_path: Path) -> None:
 )
 def test_a_mismatch_in_source_says_what_was_expected_and_found(tmp_path: Path, wrong: Patch, reason: str) -> None:
     with pytest.raises(HostMismatch) as mismatch:
-        wrong.check_source(source(tmp_path, SOURCE))
+        wrong.check_source(source(SOURCE))
     assert str(mismatch.value) == reason
 
 
 def test_positional_only_parameters_count(tmp_path: Path) -> None:
     text = "def f(a, /, b, *, c): pass"
-    assert patch("f", params=("a", "b")).check_source(source(tmp_path, text)) is Fit.FITS
+    assert patch("f", params=("a", "b")).check_source(source(text)) is Fit.FITS
 
 
 def test_checking_a_host_tells_every_reason_and_imports_nothing(tmp_path: Path, make_set: MakeSet) -> None:
@@ -526,16 +672,16 @@ def test_checking_a_host_tells_every_reason_and_imports_nothing(tmp_path: Path, 
         patch("gone", optional=True),
     )
     bad = (patch("nowhere"), Patch(target="gone:f", wrap=marked, why="", until=""))
-    assert make_set(*good).check(tmp_path) == []
-    assert [str(problem) for problem in make_set(*good, *bad).check(tmp_path)] == [
+    assert make_set(*good).check(Checkout(tmp_path)) == []
+    assert [str(problem) for problem in make_set(*good, *bad).check(Checkout(tmp_path))] == [
         "fake_host:nowhere: not found in this host",
         "gone:f: not found in this host",
     ]
-    fits = [result for _, result in survey(good, tmp_path)]
+    fits = [result for _, result in survey(good, Checkout(tmp_path))]
     assert fits == [Fit.FITS, Fit.FITS, Fit.FITS, Fit.LIVE, Fit.ABSENT, Fit.ABSENT]
     assert "fake_package" not in sys.modules
 
 
 def test_a_module_of_another_is_no_source_of_the_host(tmp_path: Path) -> None:
-    assert source_of("threading", tmp_path) is None
-    assert source_of("fake.part", tmp_path) is None
+    assert source_of("threading", Checkout(tmp_path)) is None
+    assert source_of("fake.part", Checkout(tmp_path)) is None

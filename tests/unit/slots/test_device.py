@@ -251,17 +251,14 @@ def test_trimming_a_pool(
 # The newer hosts' allocator, comfy_aimdo.
 
 
-def test_watermarks_are_reset_for_the_own_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watermarks_are_reset_for_the_own_device_only() -> None:
     done: list[Any] = []
     library = SimpleNamespace(vbars_reset_watermark_limits=lambda context: done.append(context))
-    control = SimpleNamespace(get_devctx=lambda index: f"context of {index}")
-    monkeypatch.setitem(device.sys.modules, "fake_vbar", SimpleNamespace(lib=library, control=control))
 
     def original() -> None:
         done.append("all")
 
-    original.__module__ = "fake_vbar"
-    reset = device.reset_own_watermarks(original)
+    reset = device.reset_own_watermarks(original, library, lambda index: f"context of {index}")
     (slot,) = make_slots("cuda:1")
     with entered(slot):
         reset()

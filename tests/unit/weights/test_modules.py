@@ -64,9 +64,7 @@ def test_hook_patching_takes_the_hosts_arguments() -> None:
         def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
             return "ok"
 
-    f = ModelPatcher.patch_hook_weight_to_device
-    f = type(f)(f.__code__, {"comfy": SimpleNamespace(utils=SimpleNamespace(get_attr=getattr))})
-    wrapped = patches._patch_hook_weight_to_device(f)
+    wrapped = patches._patch_hook_weight_to_device(ModelPatcher.patch_hook_weight_to_device, getattr)
     assert (
         wrapped(ModelPatcher(), hooks=None, combined_patches={}, key="k", original_weights={}, memory_counter=None)
         == "ok"
@@ -157,10 +155,9 @@ def test_asking_for_a_patched_weight_leaves_the_model_where_it_is(store: Store, 
 
     homes.remember(ModelPatcher.model.weight, homes.Home(home), None)
     address = ModelPatcher.model.weight.data_ptr()
-    f = ModelPatcher.patch_weight_to_device
-    f = type(f)(f.__code__, {"comfy": SimpleNamespace(utils=SimpleNamespace(get_attr=getattr))}, argdefs=f.__defaults__)
+    wrapped = patches._patch_weight_to_device(ModelPatcher.patch_weight_to_device, getattr)
     with entered(SLOT):
-        patches._patch_weight_to_device(f)(ModelPatcher(), "weight", return_weight=True)
+        wrapped(ModelPatcher(), "weight", return_weight=True)
     assert ModelPatcher.model.weight.data_ptr() == address
 
 

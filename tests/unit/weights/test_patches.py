@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from comfy_parallel import patches
-from comfy_parallel.patching.engine import Patch, PatchSet
+from comfy_parallel.patching.engine import Patch
+from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files.regions import is_shared, origin_of
@@ -295,9 +296,10 @@ def host(make_module: MakeModule) -> Any:
     utils = make_module("utils_stand_in", HOST_UTILS)
     patcher = make_module("patcher_stand_in", HOST_PATCHER, comfy=SimpleNamespace(utils=utils)).ModelPatcher
     for name in ("patch_weight_to_device", "patch_hook_weight_to_device"):
-        setattr(patcher, name, wrapper(f"{PATCHER}.{name}")(vars(patcher)[name]))
+        setattr(patcher, name, wrapper(f"{PATCHER}.{name}")(vars(patcher)[name], vars(utils)["get_attr"]))
     return SimpleNamespace(
-        copy_to_param=wrapper(f"{UTILS}:copy_to_param")(vars(utils)["copy_to_param"]), ModelPatcher=patcher
+        copy_to_param=wrapper(f"{UTILS}:copy_to_param")(vars(utils)["copy_to_param"], vars(utils)["get_attr"]),
+        ModelPatcher=patcher,
     )
 
 

@@ -183,7 +183,13 @@ class Pinning:
             self.pinned.append((module, subset, size))
             return True
 
-        self.pin = wrapper("comfy.pinned_memory:pin_memory")(pin_memory)
+        def pin_memory_before_subsets(module: Any) -> bool:
+            self.pinned.append((module, "weights", None))
+            return True
+
+        wrap = wrapper("comfy.pinned_memory:pin_memory")
+        self.pin = wrap(pin_memory, read_slice=None)
+        self.pin_without_subsets = wrap(pin_memory_before_subsets, read_slice=None)
 
 
 def test_the_host_pins_no_copies_of_what_slots_share(store: Store, module: nn.Linear, slots: tuple[Slot, ...]) -> None:
@@ -195,6 +201,17 @@ def test_the_host_pins_no_copies_of_what_slots_share(store: Store, module: nn.Li
         assert host.pinned == []
         host.pin(module, subset="patches", size=4)
         assert host.pinned == [(module, "patches", 4)]
+
+
+def test_hosts_before_0_23_pin_no_copies_of_what_slots_share_either(
+    store: Store, module: nn.Linear, slots: tuple[Slot, ...]
+) -> None:
+    host, own = Pinning(), nn.Linear(4, ROWS)
+    with entered(slots[0]):
+        assert not host.pin_without_subsets(module)
+        assert host.pinned == []
+        assert host.pin_without_subsets(own)
+        assert host.pinned == [(own, "weights", None)]
 
 
 @pytest.mark.parametrize("budget", [0, GIB])
@@ -253,3 +270,23 @@ def test_what_goes_to_the_gpu_directly_is_copied_from_shared_memory(
     with entered(slots[0]):
         assert not wrapped("w", destination, stream="s", destination2=destination2)
     assert hosts[-1] == ("w", destination, "s", destination2)
+
+
+@pytest.mark.parametrize(("destination", "is_copied"), [(OnGpu(), True), (torch.zeros(1), False)])
+def test_hosts_before_0_23_copy_from_shared_memory_too(
+    slots: tuple[Slot, ...], store: Store, monkeypatch: pytest.MonkeyPatch, destination: Any, is_copied: bool
+) -> None:
+    """They call with two arguments, within the stream that the copy is for."""
+    ours: list[Any] = []
+    hosts: list[Any] = []
+
+    def read_tensor_file_slice_into(tensor: Any, destination: Any) -> bool:
+        hosts.append((tensor, destination))
+        return False
+
+    monkeypatch.setattr(streaming, "copy_in", lambda *given: not ours.append(given))  # type: ignore[func-returns-value]
+    wrapped = wrapper("comfy.memory_management:read_tensor_file_slice_into")(read_tensor_file_slice_into)
+    with entered(slots[0]):
+        assert wrapped("w", destination) is is_copied
+    assert ours == ([(store, "w", destination, None)] if is_copied else [])
+    assert hosts == ([] if is_copied else [("w", destination)])
