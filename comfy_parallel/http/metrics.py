@@ -10,8 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from comfy_parallel.graphs import per_slot
-from comfy_parallel.slots import device
+from comfy_parallel.http.health import Answers, answers_of
 from comfy_parallel.slots.queues import Snapshot
 from comfy_parallel.slots.slot import slots
 
@@ -31,6 +30,7 @@ class _SlotCollector(Collector):
         self._front = front
 
     def collect(self) -> Iterator[Metric]:
+        answers = answers_of(slots())
         yield self._jobs()
         yield self._per_slot(
             CounterMetricFamily, "busy_seconds", "Time spent running jobs", lambda s: s.stats.busy_seconds
@@ -47,8 +47,9 @@ class _SlotCollector(Collector):
         )
         yield self._per_slot(GaugeMetricFamily, "slot_running", "1 while a job runs", lambda s: int(s.run is not None))
         yield self._pending()
-        yield self._memory()
-        yield from self._graphs()
+        yield self._health(answers)
+        yield self._memory(answers)
+        yield from self._graphs(answers)
 
     def _jobs(self) -> Metric:
         family = CounterMetricFamily("comfy_parallel_jobs", "Finished jobs", labels=[*_LABELS, "outcome"])
@@ -57,9 +58,9 @@ class _SlotCollector(Collector):
                 family.add_metric([str(slot.index), slot.device, outcome], getattr(slot.stats, outcome))
         return family
 
-    def _graphs(self) -> Iterator[Metric]:
+    def _graphs(self, answers: list[Answers]) -> Iterator[Metric]:
         """Of slots whose steps all run eagerly only the reason."""
-        reports = [(slot, per_slot.report(slot)) for slot in slots()]
+        reports = [(each.slot, each.graphs) for each in answers if each.graphs is not None]
         is_on = GaugeMetricFamily(
             "comfy_parallel_graphs_on", "1 if steps are recorded; else 0 and why not", labels=[*_LABELS, "reason"]
         )
@@ -100,9 +101,17 @@ class _SlotCollector(Collector):
         family.add_metric(["auto"], len(seen.unassigned))
         return family
 
-    def _memory(self) -> Metric:
+    def _health(self, answers: list[Answers]) -> Metric:
+        family = GaugeMetricFamily("comfy_parallel_slot_healthy", "1 while the slot's device answers", labels=_LABELS)
+        for each in answers:
+            family.add_metric([str(each.slot.index), each.slot.device], int(each.error is None))
+        return family
+
+    def _memory(self, answers: list[Answers]) -> Metric:
+        """Devices that do not answer have no samples."""
         family = GaugeMetricFamily("comfy_parallel_device_memory_bytes", "Device memory", labels=["device", "kind"])
-        for name in dict.fromkeys(slot.device for slot in slots()):
-            for kind, size in device.memory(name).items():
+        memory_of = {each.slot.device: each.memory for each in answers}
+        for name, memory in memory_of.items():
+            for kind, size in (memory or {}).items():
                 family.add_metric([name, kind.removesuffix("_bytes")], size)
         return family

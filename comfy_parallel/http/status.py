@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from comfy_parallel.graphs import per_slot
-from comfy_parallel.slots import device
+from comfy_parallel.http.health import Answers
 from comfy_parallel.slots.items import SENSITIVE, QueueItem
 from comfy_parallel.slots.queues import Snapshot
 from comfy_parallel.slots.slot import Slot
@@ -20,7 +19,7 @@ def queue_all_json(front: Any, models_of: ModelsOf) -> str:
     """The reply of `GET /queue/all`, as text: a waiting job's part is encoded once, not per request."""
     seen: Snapshot = front.snapshot()
     queues = [
-        _slot_json(queue.slot, running, pending, models_of(queue.slot))
+        _slot_json(Answers(queue.slot, models_of), running, pending)
         for queue, running, pending in zip(front.slot_queues, seen.running, seen.pending, strict=True)
     ]
     reply = _object(
@@ -47,12 +46,15 @@ def debug_queues(front: Any) -> dict[str, Any]:
     }
 
 
-def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], models: list[dict[str, Any]]) -> Pieces:
+def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueItem]) -> Pieces:
+    slot = answers.slot
     return _object(
         gpu_id=_json(slot.index),
         device=_json(slot.device),
-        device_name=_json(device.name(slot.device)),
+        device_name=_json(answers.device_name),
         state=_json(slot.state),
+        health=_json(answers.health),
+        error=_json(answers.error),
         running=_json([item[1] for item in running]),
         pending=_json([item[1] for item in pending]),
         queue_running=_array(_json(item[:SENSITIVE]) for item in running),
@@ -60,9 +62,9 @@ def _slot_json(slot: Slot, running: list[QueueItem], pending: list[QueueItem], m
         running_count=_json(len(running)),
         pending_count=_json(len(pending)),
         metrics=_json(slot_metrics(slot)),
-        vram=_json(device.memory(slot.device)),
-        models=_json(models),
-        graphs=_json(per_slot.report(slot)),
+        vram=_json(answers.memory),
+        models=_json(answers.models),
+        graphs=_json(answers.graphs),
     )
 
 

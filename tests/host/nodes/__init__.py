@@ -27,7 +27,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 from server import PromptServer
 
-from . import gpu, graphs, overlap
+from . import gpu, graphs, lost, overlap  # noqa: F401 - some add routes
 from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"

@@ -22,6 +22,7 @@ LABELS = ("gpu_id", "device", "outcome", "kind", "reason")
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfy_parallel.slots.device.name", lambda device: f"Card {device}")
     monkeypatch.setattr("comfy_parallel.slots.device.memory", lambda device: {"total_bytes": 80, "free_bytes": 30})
 
 

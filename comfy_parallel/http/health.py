@@ -1,0 +1,61 @@
+"""What each slot says of its device, also where asking fails: a GPU that is lost must not silence the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from comfy_parallel.core.shown import clipped
+from comfy_parallel.graphs import per_slot
+from comfy_parallel.slots import device
+from comfy_parallel.slots.slot import Slot
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_told: WeakKeyDictionary[Slot, set[str]] = WeakKeyDictionary()  # Dashboards ask every few seconds.
+_MOST = 300  # characters of a reason
+
+
+class Answers:
+    """A slot's answers about its device. What cannot be answered is None, and `error` says why."""
+
+    def __init__(self, slot: Slot, models_of: Callable[[Slot], list[dict[str, Any]]] | None = None) -> None:
+        self.slot = slot
+        self.error: str | None = None
+        self.device_name = self._ask(lambda: device.name(slot.device))
+        self.memory = self._ask(lambda: device.memory(slot.device))
+        self.graphs = self._ask(lambda: per_slot.report(slot))
+        self.models = None if models_of is None else self._ask(lambda: models_of(slot))
+        self._log_once()
+
+    @property
+    def health(self) -> str:
+        """`ok`, or `broken` when the device or what lies on it cannot be asked."""
+        return "ok" if self.error is None else "broken"
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        try:
+            return question()
+        except Exception as error:  # noqa: BLE001 - drivers and libraries raise what they like; the reply tells it
+            self.error = self.error or _reason(error)
+            return None
+
+    def _log_once(self) -> None:
+        told = _told.setdefault(self.slot, set())
+        if self.error is not None and self.error not in told:
+            told.add(self.error)
+            logger.error("%s: its device does not answer: %s", self.slot.name, self.error)
+
+
+def answers_of(slots: Iterable[Slot]) -> list[Answers]:
+    """Each slot's answers, without its models."""
+    return [Answers(slot) for slot in slots]
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return clipped(f"{type(error).__name__}: {lines[0]}", _MOST)
