@@ -15,7 +15,7 @@ from comfy_parallel.host import allocator, facts
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import device, pool
+from comfy_parallel.slots import device, pool, worker
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
@@ -26,6 +26,7 @@ _config = Config()
 _patches: PatchSet | None = None
 _put_back_allocator: Callable[[], None] | None = None
 _search: Search | None = None
+_take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
 
 def install(env: Mapping[str, str] = os.environ) -> bool:
@@ -63,7 +64,7 @@ def _put_on() -> None:
         raise HostMismatch("; ".join(str(problem) for problem in problems))
     _patches = patch_set
     _search = Search(host_dir)
-    pool.when_server_is_made(_complete_server)
+    pool.when_server_is_made(_complete_server, _take_over)
     patch_set.install()
     if _patches is not None:  # Not None unless a module that was there already did not fit.
         graphs = "graphs" in patch_set.features()
@@ -117,8 +118,28 @@ def _complete_server(server: Any) -> None:
     device.warn_if_unequal(devices)
     per_slot.tell()
     server.prompt_queues = front.slot_queues
-    middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
+    global _take_away
+    _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
     _preload_files(server)
+
+
+def _take_over(server: Any) -> None:
+    """Have the host's worker run for every slot.
+
+    A queue that a node pack has put in the place of ours, and that has nothing of the host's, was written for one
+    worker: it gets one. Patches that packs have patched since cannot be taken back, so that worker is a slot's.
+    """
+    front, queue = server.prompt_queues[0].front, server.prompt_queue
+    if not front.is_behind(queue):
+        kind = type(queue)
+        source = getattr(sys.modules.get(kind.__module__), "__file__", "no file")
+        found = f"PromptServer.instance.prompt_queue was replaced by a {kind.__module__}.{kind.__qualname__} ({source})"
+        _stay_off(HostMismatch(f"{found}, which is no subclass of the host's PromptQueue and holds none"))
+        if _take_away is not None:
+            _take_away()
+        set_slots(slots()[:1])
+        del front.slot_queues[1:]
+    worker.take_over(front, lambda value: value is queue or front.is_behind(value))
 
 
 def _preload_files(server: Any) -> None:
@@ -200,6 +221,10 @@ def _give_up(mismatch: HostMismatch) -> None:
     _patches = None
     _give_allocator_back()
     _end_search()
+    _stay_off(mismatch)
+
+
+def _stay_off(mismatch: HostMismatch) -> None:
     if _config.strict:
         _exit(mismatch)
     logger.warning(

@@ -134,7 +134,7 @@ def make_slots(*devices: str) -> tuple[Slot, ...]:
 def make_front(
     *devices: str,
     host_class: type = PromptQueue,
-    on_first_get: Callable[[Any, Any], None] = lambda front, worker: None,
+    on_first_get: Callable[[Any], None] = lambda front: None,
 ) -> Any:
     """A front queue with a slot for each device, all idle."""
     server = FakeServer()

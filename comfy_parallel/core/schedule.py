@@ -1,44 +1,87 @@
-"""Which of the idle slots takes a job that any slot may take. Pure: no lock, no clock, no I/O."""
+"""Which slot takes which waiting job: the one place where that is decided. Pure: no lock, no clock, no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
+from comfy_parallel.core.states import SlotState
 
-class Candidate(Protocol):
+
+class JobView(Protocol):
+    """What is looked at of a job. `target`: the slot it is bound to; None for any."""
+
+    @property
+    def prompt_id(self) -> Any: ...
+    @property
+    def client_id(self) -> Any: ...
+    @property
+    def target(self) -> int | None: ...
+
+
+class SlotView(Protocol):
     """What is looked at of a slot."""
 
-    index: int
-    last_client_id: Any
+    @property
+    def index(self) -> int: ...
+    @property
+    def state(self) -> SlotState: ...
+    @property
+    def last_client_id(self) -> Any: ...
 
 
-AnySlot = TypeVar("AnySlot", bound=Candidate)
+AnySlot = TypeVar("AnySlot", bound=SlotView)
 
 
-def chosen_slot(client_id: Any, queues: Sequence[Any], asking: Any = None) -> Any:
-    """The slot that is to take a job of this client; None while all are busy. `asking` is the queue that asks."""
-    idle = _idle_slots(client_id, queues, asking)
-    return choose_slot(client_id, idle) if idle else None
+def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: Collection[Any] = ()) -> AnySlot | None:
+    """The idle slot that is to take this job now; None when it has to wait.
 
+    A job bound to a slot waits for that slot, any other for no slot that runs another job. It goes to the slot that
+    ran its client's last job, for that one has the workflow's results cached; that slot is also waited for while it
+    comes back from that very job: the client has heard of the end and sent this one at once. Otherwise the first slot
+    in order takes it: an idle server keeps its caches warm in one place.
 
-def _idle_slots(client_id: Any, queues: Sequence[Any], asking: Any = None) -> list[Any]:
-    """The slots that may take a job of this client: those that wait, and that whose queue asks.
-
-    If none of them ran its client's last job, also one that did and is about to come back: the client has heard
-    of that job's end and sent this one at once.
+    `under_way`: the ids of the jobs that have been given to a slot. Two jobs of one id run in turn.
     """
-    idle = [queue.slot for queue in queues if queue.is_waiting or queue is asking]
-    if all(slot.last_client_id != client_id for slot in idle):
-        returning = [queue.slot for queue in queues if queue.is_returning]
-        idle += [slot for slot in returning if slot.last_client_id == client_id]
-    return idle
+    if under_way and job.prompt_id in under_way:
+        return None
+    if job.target is not None:
+        bound = slots[job.target]
+        return bound if bound.state is SlotState.IDLE else None
+    client_id = job.client_id
+    first: AnySlot | None = None
+    is_expected = False
+    for slot in slots:
+        if slot.state is SlotState.IDLE:
+            if slot.last_client_id == client_id:
+                return slot
+            first = first or slot
+        elif slot.state is SlotState.RETURNING and slot.last_client_id == client_id:
+            is_expected = True
+    return None if is_expected else first
 
 
-def choose_slot(client_id: Any, idle: Iterable[AnySlot]) -> AnySlot:
-    """The idle slot that ran this client's last job, for its executor has that workflow's results cached.
+def first_start(
+    waiting: Sequence[Any],
+    view: Callable[[Any], JobView],
+    slots: Sequence[AnySlot],
+    under_way: Collection[Any],
+    is_given: Callable[[Any], bool],
+) -> tuple[int, AnySlot] | None:
+    """The position of the waiting job that is to start next, and its slot; None when none can start now.
 
-    Otherwise the first in order: an idle server keeps its caches warm in one place. A job never waits for
-    a slot that runs another.
+    `waiting` is a heap; `is_given` says that a job in it has a slot already.
     """
-    return min(idle, key=lambda slot: (slot.last_client_id != client_id, slot.index))
+    free = {slot.index for slot in slots if slot.state is SlotState.IDLE}
+    if not free or not waiting:
+        return None
+    if not is_given(waiting[0]) and (slot := slot_for(view(waiting[0]), slots, under_way)) is not None:
+        return 0, slot
+    best: tuple[int, AnySlot] | None = None
+    for position, item in enumerate(waiting):
+        job = view(item)
+        if (job.target is not None and job.target not in free) or is_given(item):
+            continue
+        if (best is None or item < waiting[best[0]]) and (slot := slot_for(job, slots, under_way)) is not None:
+            best = position, slot
+    return best

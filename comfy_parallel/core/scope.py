@@ -12,6 +12,7 @@ from comfy_parallel.errors import BadRequest
 
 HEADER = "X-TARGET-GPU"
 BODY_FIELD = "target_gpu"
+SETTLED_FIELD = "comfy_parallel_target"  # what the header named, in a job's extra_data until that is queued
 AUTO = "auto"
 
 
@@ -20,14 +21,15 @@ class Scope:
     """What one HTTP request is about. `slot` None: all slots. `prompt_id`: exactly that job.
 
     `target` is where a submitted job goes: a slot's number, `AUTO`, or None when the client named none.
-    `placed` is filled in with the slot's number a job was bound to at once.
+    `placed` is filled in with the slot's number a job was bound to at once. `viewed_slots` run the jobs of a
+    client that connects.
     """
 
     slot: int | None = None
     prompt_id: str | None = None
     target: int | str | None = None
     placed: int | None = None
-    viewed_slot: int | None = None
+    viewed_slots: tuple[int, ...] = ()
 
     def covers(self, index: int) -> bool:
         return self.slot is None or self.slot == index
@@ -80,3 +82,22 @@ def parse_target(value: Any, num_slots: int, where: str) -> int | str:
             f"set {where} to {choices}, or to {AUTO}, or leave it out",
         )
     return text
+
+
+def body_target(extra_data: dict[str, Any], num_slots: int) -> int | str | None:
+    """What a job's `extra_data` names; None when it names nothing.
+
+    Raises:
+        BadRequest: when it names no slot.
+    """
+    for field in (SETTLED_FIELD, BODY_FIELD):
+        if extra_data.get(field) is not None:
+            return parse_target(extra_data[field], num_slots, f"extra_data.{field}")
+    return None
+
+
+def note_target(target: int | str | None) -> None:
+    """Tell the request in progress, if there is one, where its job is to go."""
+    scope = _SCOPE.get()
+    if scope is not _EVERYTHING:
+        scope.target = target

@@ -148,10 +148,16 @@ def _check_extra_data(data: dict[str, Any]) -> None:
     _check_id(data["extra_data"], "client_id", "extra_data.client_id")
 
 
+def _check_targets(data: dict[str, Any]) -> None:
+    """The host looks whether a node's id is in it, which a string may tell as well as a list."""
+    if not isinstance(data["partial_execution_targets"], str):
+        _check_kind(data, "partial_execution_targets", list, nullable=True)
+
+
 _PROMPT_CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "number": _check_number,
     "extra_data": _check_extra_data,
-    "partial_execution_targets": lambda data: _check_kind(data, "partial_execution_targets", list, nullable=True),
+    "partial_execution_targets": _check_targets,
     "client_id": lambda data: _check_id(data, "client_id"),
     "prompt_id": lambda data: _check_id(data, "prompt_id"),
     "prompt": _check_nodes,

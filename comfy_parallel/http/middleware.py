@@ -12,7 +12,7 @@ from aiohttp import web
 from comfy_parallel.core.scope import HEADER, Scope, scoped
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.http import bodies, checks, log, replies, routes, status
-from comfy_parallel.http.targets import check_body_target, header_target
+from comfy_parallel.http.targets import header_target, settle_target
 from comfy_parallel.slots.slot import slots
 
 Middleware = Callable[[web.Request, bodies.Handler], Awaitable[web.StreamResponse]]
@@ -28,16 +28,26 @@ class Rule:
     complete: Callable[[Any, bytes], bytes] | None = None
 
 
-def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> None:
+def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> Callable[[], None]:
     """Add the middlewares and the routes to the host's server, before it builds its routing table.
 
-    `allows_origins`: the host was started with --enable-cors-header.
+    `allows_origins`: the host was started with --enable-cors-header. Returns what takes all of it away again.
     """
-    server.app.middlewares.insert(0, log.mark_request)
-    server.app.middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
+    middlewares = server.app.middlewares
+    before, routes_before = list(middlewares), list(server.routes)
+    middlewares.insert(0, log.mark_request)
+    middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
-        server.app.middlewares.insert(0, _cors_middleware)
+        middlewares.insert(0, _cors_middleware)
     routes.add_routes(server.routes, front, models_of)
+    added = [middleware for middleware in middlewares if middleware not in before]
+    routes_added = [route for route in server.routes if route not in routes_before]
+
+    def take_away() -> None:
+        middlewares[:] = [middleware for middleware in middlewares if middleware not in added]
+        server.routes._items[:] = [route for route in server.routes if route not in routes_added]
+
+    return take_away
 
 
 def _scope_middleware(
@@ -49,7 +59,7 @@ def _scope_middleware(
         if path == "/prompt" and request.method == "POST":
             return await _submit(request, handler)
         if path == "/ws":
-            with scoped(Scope(viewed_slot=_slot_of_client(request.rel_url.query.get("clientId")))):
+            with scoped(Scope(viewed_slots=_slots_of_client(request.rel_url.query.get("clientId")))):
                 return await handler(request)
         rule = _rule(request.method, path)
         try:
@@ -131,7 +141,7 @@ def check_prompt(data: Any) -> None:
     """
     checks.check_object(data)
     checks.check_prompt(data)
-    check_body_target(data)
+    settle_target(data)
 
 
 def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
@@ -140,9 +150,10 @@ def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
         _scope_to_slot(scope, data)
 
 
-def _slot_of_client(client_id: str | None) -> int | None:
-    runs = [slot.index for slot in slots() if slot.run is not None and client_id and slot.run.client_id == client_id]
-    return runs[0] if runs else None
+def _slots_of_client(client_id: str | None) -> tuple[int, ...]:
+    if not client_id:
+        return ()
+    return tuple(slot.index for slot in slots() if slot.run is not None and slot.run.client_id == client_id)
 
 
 def _rule(method: str, path: str) -> Rule | None:

@@ -41,9 +41,10 @@ def with_gpu_id(gpu_id: int | None, reply: bytes) -> bytes:
 def add_gpu_ids(front: Any, reply: bytes) -> bytes:
     """The newer hosts' job list: say of each job which slot runs or ran it."""
     data = json.loads(reply)
-    for job in data.get("jobs", [data]):
-        if isinstance(job, dict) and "id" in job:
-            job["gpu_id"] = front.gpu_id_of(job["id"])
+    jobs = [job for job in data.get("jobs", [data]) if isinstance(job, dict) and "id" in job]
+    gpu_ids = front.gpu_ids([job["id"] for job in jobs])
+    for job in jobs:
+        job["gpu_id"] = gpu_ids[job["id"]]
     return json.dumps(data).encode()
 
 

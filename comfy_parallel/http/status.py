@@ -52,7 +52,7 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
         gpu_id=_json(slot.index),
         device=_json(slot.device),
         device_name=_json(answers.device_name),
-        state=_json(slot.state),
+        state=_json(slot.state.shown),
         health=_json(answers.health),
         error=_json(answers.error),
         running=_json([item[1] for item in running]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from comfy_parallel.core.scope import BODY_FIELD, HEADER, parse_target
+from comfy_parallel.core.scope import HEADER, SETTLED_FIELD, body_target, current_scope, note_target, parse_target
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.slots.slot import slots
 
@@ -25,12 +25,18 @@ def header_target(request: web.Request) -> int | str | None:
     return parse_target(values.pop(), len(slots()), HEADER)
 
 
-def check_body_target(data: dict[str, Any]) -> None:
-    """Refuse a job whose `extra_data` names a slot that is not there.
+def settle_target(data: dict[str, Any]) -> None:
+    """Write into a job's `extra_data` which slot it is for, so that whoever keeps it for a while keeps that too.
+
+    The header wins over what the body names.
 
     Raises:
-        BadRequest: saying which slots there are.
+        BadRequest: when the body names a slot that is not there.
     """
-    target = data.get("extra_data", {}).get(BODY_FIELD)
-    if target is not None:
-        parse_target(target, len(slots()), f"extra_data.{BODY_FIELD}")
+    target, extra_data = current_scope().target, data.get("extra_data", {})
+    extra_data.pop(SETTLED_FIELD, None)
+    if target is None:
+        body_target(extra_data, len(slots()))
+    else:
+        data["extra_data"] = {**extra_data, SETTLED_FIELD: target}
+        note_target(None)  # Other jobs that this request may bring into the queue go their own ways.

@@ -8,7 +8,7 @@ from comfy_parallel.errors import HostMismatch
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.queues import build_queue_class
-from comfy_parallel.slots.worker import start_workers
+from comfy_parallel.slots.worker import start_from_call
 
 _METHODS = {
     "put": ("self", "item"),
@@ -43,7 +43,7 @@ class QueuePatch(Patch):
 PATCHES: tuple[Patch, ...] = (
     QueuePatch(
         target="execution:PromptQueue",
-        wrap=lambda host_class: build_queue_class(host_class, start_workers),
+        wrap=lambda host_class: build_queue_class(host_class, start_from_call),
         expects=type,
         why="One host queue must feed one queue per slot.",
         until="the host accepts a queue factory",

@@ -12,7 +12,7 @@ from comfy_parallel.core.scope import current_scope
 from comfy_parallel.http import middleware
 from comfy_parallel.patching.engine import Addition, Patch
 from comfy_parallel.slots import pool
-from comfy_parallel.slots.slot import SlotLocal, current_slot, slots
+from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
 
 _HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this thread next lets go of the interpreter.
 
@@ -29,12 +29,19 @@ class SlotAttribute:
             return self
         if current_slot() is not None:
             return self._value.get()
-        viewed = current_scope().viewed_slot
-        return self._last if viewed is None else self._value.of(slots()[viewed])
+        viewed = current_scope().viewed_slots
+        return self._value.of(slots()[viewed[0]]) if viewed else self._last
 
     def __set__(self, instance: Any, value: Any) -> None:
         self._last = value
         self._value.set(value)
+
+    def of(self, slot: Slot) -> Any:
+        """What this slot's jobs have written last."""
+        return self._value.of(slot)
+
+
+_LAST_NODE = SlotAttribute()
 
 
 def _init(original: Callable[..., None]) -> Callable[..., None]:
@@ -44,6 +51,15 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         pool.server_made(self)
 
     return __init__
+
+
+def _add_routes(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def add_routes(self: Any, *args: Any, **kwargs: Any) -> None:
+        pool.packs_loaded(self)
+        original(self, *args, **kwargs)
+
+    return add_routes
 
 
 def _trigger_on_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,6 +86,30 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
     return send_sync
 
 
+def _send(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The host tells a client that connects which node runs in one job of its; we tell it of the others."""
+
+    @functools.wraps(original)
+    async def send(self: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> None:
+        await original(self, event, data, sid, *args, **kwargs)
+        viewed = current_scope().viewed_slots
+        if viewed and event == "status" and isinstance(data, dict) and "sid" in data:
+            for index in viewed[1:]:
+                if (told := _running_node(index, sid)) is not None:
+                    await original(self, "executing", told, sid)
+
+    return send
+
+
+def _running_node(index: int, sid: Any) -> dict[str, Any] | None:
+    """The node that a slot runs for this client, as the host tells it."""
+    slot = slots()[index]
+    run, node = slot.run, _LAST_NODE.of(slot)
+    if run is None or run.client_id != sid or node is None:
+        return None
+    return {"node": node, "prompt_id": run.prompt_id, "gpu_id": index}
+
+
 def _send_preview(original: Callable[..., Any]) -> Callable[..., Any]:
     names = list(inspect.signature(original).parameters)[1:]
 
@@ -86,12 +126,16 @@ PATCHES: tuple[Patch, ...] = (
     *(
         Addition(
             target=f"server:PromptServer.{name}",
-            wrap=lambda nothing: SlotAttribute(),
+            wrap=lambda nothing, attribute=attribute: attribute,
             why="Progress and results of a job must reach its own client.",
             until="the host passes the client with the job",
             hazards=hazards,
         )
-        for name, hazards in (("client_id", (1, 3)), ("last_node_id", (2, 3)), ("last_prompt_id", (2,)))
+        for name, attribute, hazards in (
+            ("client_id", SlotAttribute(), (1, 3)),
+            ("last_node_id", _LAST_NODE, (2, 3)),
+            ("last_prompt_id", SlotAttribute(), (2,)),
+        )
     ),
     Patch(
         target="server:PromptServer.__init__",
@@ -100,6 +144,21 @@ PATCHES: tuple[Patch, ...] = (
         why="Slots, routes and middlewares are added once the server exists.",
         until="the host has a start-up hook",
         hazards=(3, 10),
+    ),
+    Patch(
+        target="server:PromptServer.add_routes",
+        wrap=_add_routes,
+        params=("self",),
+        why="Slots take over the host's worker after the node packs have done to the queue what they do.",
+        until="the host accepts a worker factory",
+    ),
+    Patch(
+        target="server:PromptServer.send",
+        wrap=_send,
+        params=("self", "event", "data", "sid"),
+        why="A client that connects again must hear of all its running jobs.",
+        until="the host keeps what runs per job",
+        hazards=(3,),
     ),
     Patch(
         target="server:PromptServer.trigger_on_prompt",

@@ -8,6 +8,10 @@ import time
 import traceback
 from typing import Any
 
+from comfy_parallel.core.scope import body_target
+from comfy_parallel.errors import BadRequest
+from comfy_parallel.slots.slot import slots
+
 _encode = json.JSONEncoder(check_circular=False).encode  # Items come from JSON; the check takes a quarter of the time.
 SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
 
@@ -20,6 +24,14 @@ class QueueItem(tuple[Any, ...]):
     queued_at: float = 0.0
 
     @property
+    def prompt_id(self) -> Any:
+        return self[1]
+
+    @property
+    def client_id(self) -> Any:
+        return client_of(self)
+
+    @property
     def json(self) -> str:
         """The item as `GET /queue` shows it, encoded once: an item does not change while it waits."""
         text: str | None = self.__dict__.get("_json")
@@ -29,8 +41,12 @@ class QueueItem(tuple[Any, ...]):
 
     def deep_copy(self) -> QueueItem:
         """As `copy.deepcopy`, which is slow for what is no plain tuple."""
-        copied = QueueItem(copy.deepcopy(tuple(self)))
+        try:
+            copied = QueueItem(copied_json(tuple(self)))
+        except RecursionError:  # A node's own item may refer to itself.
+            copied = QueueItem(copy.deepcopy(tuple(self)))
         copied.__dict__.update(self.__dict__)
+        copied.__dict__.pop("_json", None)
         return copied
 
     def __lt__(self, other: Any) -> bool:
@@ -44,7 +60,68 @@ class QueueItem(tuple[Any, ...]):
         return self.arrival > getattr(other, "arrival", -1)
 
 
+class UnknownItem:
+    """What a node pack queued in a shape of its own: any slot may take it, and it shows its job when it runs."""
+
+    prompt_id = client_id = target = None
+
+
+_UNKNOWN = UnknownItem()
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
+def view_of(item: Any) -> Any:
+    """What the schedule looks at of something that waits."""
+    if type(item) is QueueItem:
+        return item
+    return as_queued(item) if is_item(item) else _UNKNOWN
+
+
+def as_queued(item: Any) -> QueueItem:
+    """What a node pack queued past `put`, with the slot that it names itself."""
+    queued = QueueItem(item)
+    try:
+        target = named_target(item)
+    except BadRequest:
+        target = None
+    queued.target = target if isinstance(target, int) else None
+    return queued
+
+
+def named_target(item: Any) -> int | str | None:
+    """The slot that an item names itself.
+
+    Raises:
+        BadRequest: when that is not there.
+    """
+    return body_target(item[3], len(slots())) if is_item(item) and isinstance(item[3], dict) else None
+
+
+def is_item(value: Any) -> bool:
+    """Whether this has a host item's shape; node packs may append to it."""
+    return isinstance(value, tuple) and len(value) >= SENSITIVE
+
+
+def copied_json(value: Any) -> Any:
+    """As `copy.deepcopy`, several times as fast for what comes from JSON.
+
+    Raises:
+        RecursionError: when it is nested too deeply.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is dict and all(type(key) in _PLAIN for key in value):
+        return {key: copied_json(part) for key, part in value.items()}
+    if kind is list:
+        return [copied_json(part) for part in value]
+    if kind is tuple:
+        return tuple([copied_json(part) for part in value])
+    return copy.deepcopy(value)
+
+
 def client_of(item: Any) -> Any:
+    """The client that is told of a job; None for nobody."""
     return item[3].get("client_id") if isinstance(item[3], dict) else None
 
 
@@ -53,16 +130,23 @@ def _node_of(item: Any, node_id: str | None) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}
 
 
+def error_text(error: BaseException) -> str:
+    """What an error says, or its kind when it says nothing or cannot: a node may have made its class."""
+    try:
+        return str(error) or type(error).__name__
+    except BaseException:  # noqa: BLE001 - its own code may raise anything, and the job ends all the same
+        return f"{type(error).__name__}, which cannot be shown as text"
+
+
 def error_event(item: Any, error: BaseException, node_id: str | None) -> dict[str, Any]:
     """How a job's failure is told. The host's clients expect strings: no known node is an empty one."""
-    reason = str(error) or type(error).__name__
     node = _node_of(item, node_id)
     return {
         "prompt_id": item[1],
         "node_id": node_id if node else "",
         "node_type": node.get("class_type", ""),
         "executed": [],
-        "exception_message": f"The slot's worker ended while it ran this job: {reason}",
+        "exception_message": f"The slot's worker ended while it ran this job: {error_text(error)}",
         "exception_type": type(error).__name__,
         "traceback": traceback.format_tb(error.__traceback__),
         "current_inputs": {},

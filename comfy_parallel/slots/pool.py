@@ -16,17 +16,24 @@ def _nobody(server: Any) -> None:
 
 
 _server_made: ServerMade = _nobody
+_packs_loaded: ServerMade = _nobody
 
 
-def when_server_is_made(callback: ServerMade) -> None:
-    """Have `callback(server)` called once the host's server exists, with its queue."""
-    global _server_made
-    _server_made = callback
+def when_server_is_made(callback: ServerMade, packs_loaded: ServerMade) -> None:
+    """Have `callback(server)` called once the host's server exists, with its queue, and `packs_loaded(server)` when
+    the node packs have done to it what they do, before its worker starts."""
+    global _server_made, _packs_loaded
+    _server_made, _packs_loaded = callback, packs_loaded
 
 
 def server_made(server: Any) -> None:
     """Called by the patch on the host's server when that is complete."""
     _server_made(server)
+
+
+def packs_loaded(server: Any) -> None:
+    """Called by the patch on the host's server before that adds its routes: the host's last step before its worker."""
+    _packs_loaded(server)
 
 
 def start_slots(front: Any, devices: Sequence[str]) -> None:

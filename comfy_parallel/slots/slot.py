@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from comfy_parallel.core.states import SlotEvent, SlotState, next_state
+
 T = TypeVar("T")
 
 
@@ -46,7 +48,7 @@ class Slot:
         self.index = index
         self.device = device
         self.run: Run | None = None
-        self.is_ready = False
+        self.state = SlotState.STARTING
         self.is_recording = False
         self.last_client_id: Any = _NOBODY
         self.stats = SlotStats()
@@ -56,12 +58,19 @@ class Slot:
     def name(self) -> str:
         return f"slot {self.index} ({self.device})"
 
-    @property
-    def state(self) -> str:
-        """`starting`, `idle` or `running`."""
-        if self.run is not None:
-            return "running"
-        return "idle" if self.is_ready else "starting"
+    def change(self, event: SlotEvent) -> None:
+        """Go on to the state that follows.
+
+        Raises:
+            ValueError: when this cannot happen now.
+        """
+        self.state = next_state(self.state, event)
+
+    def begin_run(self, run: Run, waited_s: float) -> None:
+        """Note what the slot runs now, and how long that had waited."""
+        self.run = run
+        self.last_client_id = run.client_id
+        self.stats.wait_seconds += waited_s
 
     def end_run(self, status: dict[str, Any] | None) -> None:
         """Count the running job, which ended with this status in the host's history."""
@@ -79,7 +88,7 @@ class Slot:
         self.run = None
 
     def __repr__(self) -> str:
-        return f"<Slot {self.index} {self.device} {self.state}>"
+        return f"<Slot {self.index} {self.device} {self.state.shown}>"
 
 
 _CURRENT: ContextVar[Slot | None] = ContextVar("comfy_parallel_slot", default=None)

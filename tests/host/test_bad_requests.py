@@ -226,7 +226,6 @@ BAD_PROMPTS = [
     prompt("prompt_id list", "prompt_id", "a string", prompt_id=["a"]),
     prompt("prompt_id object", "prompt_id", "a string", prompt_id={}),
     prompt("targets number", "partial_execution_targets", "a list", partial_execution_targets=1),
-    prompt("targets string", "partial_execution_targets", "a list", partial_execution_targets="out"),
     prompt("targets object", "partial_execution_targets", "a list", partial_execution_targets={"out": 1}),
 ]
 BAD_CHANGES = [

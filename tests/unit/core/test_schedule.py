@@ -1,31 +1,116 @@
-"""Which idle slot takes a job that any slot may take."""
+"""Which slot takes which waiting job."""
 
 from __future__ import annotations
 
+import heapq
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from comfy_parallel.core.schedule import choose_slot
-from tests.fakes import make_slots
+from comfy_parallel.core.schedule import first_start, slot_for
+from comfy_parallel.core.states import SlotState
+
+S = SlotState
+
+
+@dataclass(order=True)
+class Job:
+    """A job as the schedule sees it, in the order in which jobs came."""
+
+    number: int
+    prompt_id: str = "job"
+    client_id: Any = "client"
+    target: int | None = None
+
+
+@dataclass
+class OneSlot:
+    """A slot as the schedule sees it."""
+
+    index: int
+    state: SlotState = S.IDLE
+    last_client_id: Any = "nobody"
+
+
+def slots(*states: SlotState, last: dict[int, Any] | None = None) -> list[OneSlot]:
+    return [OneSlot(index, state, (last or {}).get(index, "nobody")) for index, state in enumerate(states)]
+
+
+def start(
+    jobs: list[Job], all_slots: list[OneSlot], under_way: tuple[str, ...] = (), given: tuple[Job, ...] = ()
+) -> Any:
+    """The number of the job that starts next, and its slot's."""
+    heapq.heapify(jobs)
+    found = first_start(jobs, lambda job: job, all_slots, under_way, lambda job: any(job is one for one in given))
+    return None if found is None else (jobs[found[0]].number, found[1].index)
 
 
 @pytest.mark.parametrize(
-    ("client_id", "last_clients", "idle", "chosen"),
+    ("client_id", "last_clients", "states", "chosen"),
     [
-        ("a", {}, [0, 1, 2], 0),
-        ("a", {}, [2, 1], 1),
-        ("a", {2: "a"}, [0, 1, 2], 2),
-        ("a", {1: "a", 2: "a"}, [2, 0, 1], 1),
-        ("a", {2: "a"}, [0, 1], 0),
-        ("a", {0: "b"}, [0, 1], 0),
-        (None, {}, [1, 0], 0),
-        (None, {1: None}, [0, 1], 1),
-        (None, {0: "a"}, [0], 0),
+        ("a", {}, (S.IDLE, S.IDLE, S.IDLE), 0),
+        ("a", {}, (S.RUNNING, S.IDLE, S.IDLE), 1),
+        ("a", {2: "a"}, (S.IDLE, S.IDLE, S.IDLE), 2),
+        ("a", {1: "a", 2: "a"}, (S.IDLE, S.IDLE, S.IDLE), 1),
+        ("a", {2: "a"}, (S.IDLE, S.IDLE, S.RUNNING), 0),
+        ("a", {0: "b"}, (S.IDLE, S.IDLE), 0),
+        (None, {}, (S.IDLE, S.IDLE), 0),
+        (None, {1: None}, (S.IDLE, S.IDLE), 1),
+        (None, {0: "a"}, (S.IDLE,), 0),
+        ("a", {1: "a"}, (S.IDLE, S.RETURNING), None),
+        ("a", {0: "a", 1: "a"}, (S.IDLE, S.RETURNING), 0),
+        ("b", {1: "a"}, (S.IDLE, S.RETURNING), 0),
+        ("a", {1: "a"}, (S.IDLE, S.AWAY), 0),
+        ("a", {}, (S.OFFERED, S.PAUSED, S.SUSPENDED, S.FAILED, S.DRAINING, S.STARTING), None),
     ],
 )
-def test_choice(client_id: Any, last_clients: dict[int, Any], idle: list[int], chosen: int) -> None:
-    slots = make_slots("cuda:0", "cuda:1", "cuda:2")
-    for index, last in last_clients.items():
-        slots[index].last_client_id = last
-    assert choose_slot(client_id, [slots[index] for index in idle]).index == chosen
+def test_the_slot_of_a_job(
+    client_id: Any, last_clients: dict[int, Any], states: tuple[SlotState, ...], chosen: int | None
+) -> None:
+    slot = slot_for(Job(0, client_id=client_id), slots(*states, last=last_clients))
+    assert (None if slot is None else slot.index) == chosen
+
+
+@pytest.mark.parametrize("state", [state for state in SlotState if state is not S.IDLE])
+def test_a_bound_job_waits_for_its_slot(state: SlotState) -> None:
+    assert slot_for(Job(0, target=0), slots(state, S.IDLE)) is None
+    assert slot_for(Job(0, target=1), slots(state, S.IDLE)).index == 1  # type: ignore[union-attr]
+
+
+def test_jobs_start_in_their_order() -> None:
+    assert start([Job(3), Job(1), Job(2)], slots(S.IDLE)) == (1, 0)
+
+
+def test_no_job_holds_up_one_that_can_start() -> None:
+    jobs = [Job(0, target=0), Job(1, target=0), Job(2, "same"), Job(3, client_id="a"), Job(4)]
+    busy = slots(S.RUNNING, S.IDLE, S.RETURNING, last={2: "a"})
+    assert start(jobs, busy, under_way=("same",)) == (4, 1)
+
+
+def test_jobs_of_one_id_run_in_turn() -> None:
+    jobs = [Job(0, "same"), Job(1, "same")]
+    assert start(jobs, slots(S.RUNNING, S.IDLE), under_way=("same",)) is None
+    assert start(jobs, slots(S.IDLE, S.IDLE)) == (0, 0)
+
+
+def test_what_has_a_slot_is_not_given_again() -> None:
+    first, second = Job(0), Job(1, "other")
+    assert start([first, second], slots(S.OFFERED, S.IDLE), given=(first,)) == (1, 1)
+    assert start([first], slots(S.OFFERED, S.IDLE), given=(first,)) is None
+
+
+def test_nothing_starts_without_jobs_or_without_idle_slots() -> None:
+    assert start([], slots(S.IDLE)) is None
+    assert start([Job(0)], slots(S.RUNNING)) is None
+    assert start([Job(0)], []) is None
+
+
+def test_it_is_quick_although_ten_thousand_jobs_wait_for_a_busy_slot() -> None:
+    jobs = [Job(number, target=0) for number in range(10_000)]
+    busy = slots(S.RUNNING, S.IDLE)
+    began = time.perf_counter()
+    for _ in range(10):
+        assert start(jobs, busy) is None
+    assert (time.perf_counter() - began) / 10 < 0.1

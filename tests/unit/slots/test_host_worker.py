@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from types import MethodType
 from typing import Any
 
 import pytest
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.slots import worker
 from comfy_parallel.slots.host_worker import RunWorker, worker_of
+from tests.fakes import make_front
 
 calls: list[Any] = []
 
@@ -53,7 +56,7 @@ def with_cells(q: Any, server_instance: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "given", "named", "expected"),
+    ("hosts_worker", "given", "named", "expected"),
     [
         (of_two, ("Q", "S"), {}, ("Q", "S")),
         (of_three, ("Q", "S", "M"), {}, ("Q", "S", "M")),
@@ -65,10 +68,12 @@ def with_cells(q: Any, server_instance: Any) -> None:
     ],
 )
 def test_every_argument_of_the_hosts_own_call_is_passed_on(
-    worker: Any, given: tuple[Any, ...], named: dict[str, Any], expected: tuple[Any, ...]
+    hosts_worker: Any, given: tuple[Any, ...], named: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
     front = Front()
-    worker(*(front if value == "Q" else value for value in given), **named | ({"q": front} if "q" in named else {}))
+    hosts_worker(
+        *(front if value == "Q" else value for value in given), **named | ({"q": front} if "q" in named else {})
+    )
     assert front.run_worker is not None
     calls.clear()
     front.run_worker("own queue")
@@ -99,3 +104,79 @@ def test_a_worker_that_was_not_given_the_queue_is_refused() -> None:
     """Every slot would take its jobs from the front."""
     with pytest.raises(HostMismatch, match="without_queue: .* was not given the queue"):
         without_queue()
+
+
+# Where the host's worker is found.
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What workers would have been started with."""
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(worker, "start_workers", lambda *given: found.append(given))
+    return found
+
+
+@pytest.mark.parametrize("name", ["__main__", "main"])
+def test_the_hosts_worker_is_replaced_in_the_hosts_main_module(
+    make_module: Any, started: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    front = make_front("cpu")
+    monkeypatch.delitem(sys.modules, "main", raising=False)
+    main = make_module(name, "def prompt_worker(q, server, *more, **named): calls.append((q, more, named))", calls=[])
+    for _ in range(2):
+        worker.take_over(front, front.is_behind)
+    main.prompt_worker(front, front.server, 3, other=4)
+    ((found, run, queue),) = started
+    assert (found, queue, main.calls) == (front, front, [])
+    run("own")
+    assert main.calls == [("own", (3,), {"other": 4})]
+
+
+def test_a_worker_that_is_given_no_queue_of_ours_is_refused(make_module: Any, started: list[Any]) -> None:
+    main = make_module("__main__", "def prompt_worker(q): pass")
+    worker.take_over(make_front("cpu"), lambda value: False)
+    with pytest.raises(HostMismatch, match="was not given the queue"):
+        main.prompt_worker(object())
+
+
+def packs_get(queue: Any, timeout: float | None = None) -> Any:
+    """A node pack's function that was made a method of the queue."""
+    return type(queue).get(queue, timeout)
+
+
+def asking_worker(queue: Any, server: Any, more: int = 1) -> Any:
+    if server == "run":
+        return calls.append((queue, more))
+    return queue.get(timeout=1000.0)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_worker_that_is_called_in_another_way_is_found_among_the_callers_of_get(
+    started: list[Any], is_wrapped: bool
+) -> None:
+    front = make_front("cpu", on_first_get=worker.start_from_call)
+    if is_wrapped:
+        front.get = MethodType(packs_get, front)
+    with pytest.raises(RuntimeError, match="stopped"):
+        asking_worker(front, "ask", 2)
+    ((found, run, queue),) = started
+    assert (found, queue) == (front, front)
+
+
+def test_who_is_no_worker_is_refused(started: list[Any]) -> None:
+    front = make_front("cpu", on_first_get=worker.start_from_call)
+
+    def local_worker() -> None:
+        front.get(timeout=1000.0)
+
+    with pytest.raises(HostMismatch, match="local_worker"):
+        local_worker()
+    assert started == []
+
+
+def test_once_the_slots_work_nobody_else_takes_jobs(started: list[Any]) -> None:
+    front = make_front("cpu", on_first_get=worker.start_from_call)
+    front.start(front)
+    with pytest.raises(RuntimeError, match="prompt_queues"):
+        asking_worker(front, "ask")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from comfy_parallel.core.scope import AUTO, Scope, scoped
+from comfy_parallel.core.states import SlotState
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.slots.items import QueueItem
 from comfy_parallel.slots.slot import Run, entered, interrupt_job
@@ -45,7 +46,7 @@ def waiting_ids(front: Any) -> list[str]:
 def wait_until_waiting(*queues: Any) -> None:
     """Return when a thread is waiting in `get` of each of these queues."""
     reached = threading.Event()
-    while not all(queue.is_waiting for queue in queues):
+    while not all(queue.slot.state is SlotState.IDLE and queue.is_asked for queue in queues):
         assert not reached.wait(0.001)
 
 
@@ -190,7 +191,7 @@ def test_a_job_does_not_wait_for_the_busy_slot_that_ran_its_clients_last(front: 
 def test_get_gives_up_after_its_timeout(front: Any) -> None:
     assert front.slot_queues[0].get(timeout=0) is None
     assert front.slot_queues[0].get(timeout=0.01) is None
-    assert front.slot_queues[0].slot.is_ready
+    assert front.slot_queues[0].slot.state.shown == "idle"
 
 
 @pytest.mark.parametrize("target", [0, AUTO])
@@ -216,20 +217,15 @@ def test_all_waiting_slots_wake_when_several_jobs_come(front: Any) -> None:
     assert {future.result(SOON_S)[0][1] for future in taken} == {"a", "b"}
 
 
-def test_a_job_left_to_another_slot_is_taken_though_the_queue_changes_before_that_slot_wakes(front: Any) -> None:
-    """Slot 1 leaves `a` to slot 0; before slot 0 wakes, `a` is deleted, and `b` is one for slot 1."""
-    first, second = front.slot_queues
-    put(front, "earlier", target=1, client_id="c")
-    run_next(second)
-    first.is_waiting = True  # Slot 0 has been notified and has not woken yet.
-    put(front, "a")
-    taken = in_thread(second.get, 60)
-    wait_until_waiting(second)
+def test_a_job_given_to_a_slot_that_is_deleted_before_its_worker_wakes_is_not_run(front: Any) -> None:
+    first, _ = front.slot_queues
+    taken = in_thread(first.get, 60)
+    wait_until_waiting(first)
     with front.mutex:
-        heapq.heappush(front.queue, host_item("b", 1, client_id="c"))
-        front.delete_queue_item(lambda item: item[1] == "a")
-    first.is_waiting = False
-    assert take(first) is None
+        put(front, "a")
+        assert waiting_ids(front) == ["a"]
+        assert front.delete_queue_item(lambda item: item[1] == "a")
+    put(front, "b")
     assert taken.result(SOON_S)[0][1] == "b"
 
 
@@ -249,7 +245,7 @@ def test_the_next_job_of_a_client_waits_for_its_slot_to_come_back(front: Any) ->
     other = taken_by_second_while_first_returns(front)
     put(front, "a2", client_id="a")
     assert waiting_ids(front) == ["a2"]
-    assert second.is_waiting
+    assert second.is_asked
     assert take(first) == "a2"
     put(front, "b1", client_id="b")
     assert other.result(SOON_S)[0][1] == "b1"
@@ -291,11 +287,12 @@ def test_only_the_slot_that_is_to_take_a_job_is_woken(front: Any, monkeypatch: p
     first, second = front.slot_queues
     woken: list[Any] = []
     for queue in (first, second):
-        take_next = queue._take
-        monkeypatch.setattr(queue, "_take", lambda queue=queue, take_next=take_next: woken.append(queue) or take_next())
+        notify = queue.not_empty.notify
+        monkeypatch.setattr(
+            queue.not_empty, "notify", lambda n=1, queue=queue, notify=notify: woken.append(queue) or notify(n)
+        )
     taken = [in_thread(queue.get, 60) for queue in (first, second)]
     wait_until_waiting(first, second)
-    woken.clear()
     put(front, "any")
     assert taken[0].result(SOON_S)[0][1] == "any"
     put(front, "own", target=1)
@@ -587,15 +584,15 @@ def test_seconds_of_waiting_and_running_are_summed(front: Any, monkeypatch: pyte
 
 def test_a_slot_is_running_from_take_to_done(front: Any) -> None:
     queue = front.slot_queues[0]
-    assert queue.slot.state == "starting"
+    assert queue.slot.state.shown == "starting"
     assert take(queue) is None
-    assert queue.slot.state == "idle"
+    assert queue.slot.state.shown == "idle"
     put(front, "a", client_id="c")
     _, item_id = queue.get(timeout=0)
-    assert (queue.slot.state, queue.slot.run.prompt_id, queue.slot.run.client_id) == ("running", "a", "c")
+    assert (queue.slot.state.shown, queue.slot.run.prompt_id, queue.slot.run.client_id) == ("running", "a", "c")
     assert interrupt_job("a")
     queue.task_done(item_id, {}, status=succeeded())
-    assert queue.slot.state == "idle"
+    assert queue.slot.state.shown == "idle"
 
 
 # Jobs that cannot be run.
@@ -685,34 +682,6 @@ def test_a_failing_job_ends_although_a_nodes_task_done_fails(front: Any) -> None
     assert front.history["a"]["status"]["status_str"] == "error"
     assert front.currently_running == {}
     assert front.slot_queues[0].slot.state != "running"
-
-
-# Adoption of the host's worker.
-
-
-def prompt_worker(queue: Any, server: Any) -> Any:
-    return queue.get(timeout=1000.0)
-
-
-def test_the_hosts_worker_is_found_by_its_first_get() -> None:
-    found: list[Any] = []
-    front = make_front("cpu", on_first_get=lambda *given: found.append(given))
-    for refusal in ("stopped", "prompt_queues"):
-        with pytest.raises(RuntimeError, match=refusal):
-            prompt_worker(front, front.server)
-        assert [given[0] for given in found] == [front]
-
-
-def test_a_worker_that_cannot_be_run_again_is_refused() -> None:
-    from comfy_parallel.errors import HostMismatch
-
-    front = make_front("cpu", on_first_get=lambda *given: pytest.fail("must not be called"))
-
-    def local_worker() -> None:
-        front.get(timeout=1000.0)
-
-    with pytest.raises(HostMismatch, match="local_worker"):
-        local_worker()
 
 
 # Many threads.

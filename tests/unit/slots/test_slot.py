@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from comfy_parallel.slots.slot import Run, Slot, SlotLocal, current_slot, entered, set_slots, slots
+from comfy_parallel.core.states import SlotEvent
+from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, entered, set_slots, slots
 from tests.fakes import in_thread, make_slots
 
 
@@ -44,9 +45,9 @@ def test_coroutines_and_to_thread_stay_in_the_slot_and_plain_threads_do_not() ->
 def test_states() -> None:
     (slot,) = make_slots("cuda:3")
     assert slot.state == "starting"
-    slot.is_ready = True
+    slot.change(SlotEvent.READY)
     assert slot.state == "idle"
-    slot.run = Run("a")
+    slot.change(SlotEvent.TAKE)
     assert slot.state == "running"
     assert (slot.name, repr(slot)) == ("slot 0 (cuda:3)", "<Slot 0 cuda:3 running>")
 

@@ -15,7 +15,7 @@ from comfy_parallel.errors import DeviceError
 from comfy_parallel.slots import device, worker
 from comfy_parallel.slots.pool import check_devices
 from comfy_parallel.slots.slot import Run, current_slot
-from comfy_parallel.slots.worker import Worker, start_workers
+from comfy_parallel.slots.worker import Worker, start_from_call, start_workers
 from tests.fakes import PromptQueue, failed, host_item, in_thread, make_front, succeeded
 
 pytestmark = pytest.mark.timeout(10)
@@ -340,7 +340,8 @@ def test_garbage_collections_do_not_look_at_what_was_imported(monkeypatch: pytes
     monkeypatch.setattr(gc, "collect", lambda: told.append("collect"))
     monkeypatch.setattr(gc, "freeze", lambda: told.append("freeze"))
     monkeypatch.setattr(Worker, "run", lambda self: told.append("run"))
-    start_workers(make_front("cpu"), lambda queue, server: None)
+    front = make_front("cpu")
+    start_workers(front, lambda queue: None)
     assert told == ["collect", "freeze", "run"]
 
 
@@ -382,7 +383,7 @@ class Jobs:
 def start(*devices: str) -> tuple[Any, Jobs]:
     """A front whose slots run jobs, started as the host does: by the first `get`."""
     jobs = Jobs()
-    front = make_front(*devices, host_class=PromptQueue, on_first_get=start_workers)
+    front = make_front(*devices, host_class=PromptQueue, on_first_get=start_from_call)
     in_thread(run_host, front, jobs)
     return front, jobs
 

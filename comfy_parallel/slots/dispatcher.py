@@ -1,0 +1,306 @@
+"""All jobs that wait or run, and the places where slots find theirs; under one lock.
+
+N complete queues under a facade that sums over them deadlock: their locks and the event loop's form a cycle.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from comfy_parallel.core import schedule
+from comfy_parallel.core.scope import SETTLED_FIELD
+from comfy_parallel.core.states import SlotEvent, SlotState
+from comfy_parallel.slots.items import QueueItem, as_queued, is_item, view_of
+from comfy_parallel.slots.slot import Run, Slot, current_slot
+
+
+class Desk:
+    """Where one slot finds the job that it is given. `inbox` holds it until the slot's worker takes it.
+
+    A node pack that replaces the queue's `get` takes from a list, as the host's own does: this one.
+    """
+
+    def __init__(self, slot: Slot, mutex: Any) -> None:
+        self.slot = slot
+        self.inbox: list[Any] = []
+        self.given: Any = None  # the job in `inbox` that also still is among those that wait
+        self.is_asked = False  # The worker is in the queue's `get`, or in what a node pack has put in its place.
+        self.taken: list[int] = []  # the numbers of the jobs that it has taken in this `get`
+        self.is_poked = False  # Its worker is to ask again.
+        self.has_declined = False  # It was given a job, and went to sleep again without taking it.
+        self.woken = threading.Condition(mutex)
+        self.flags: dict[str, Any] = {}
+
+    @property
+    def index(self) -> int:
+        return self.slot.index
+
+    @property
+    def last_client_id(self) -> Any:
+        return self.slot.last_client_id
+
+    @property
+    def state(self) -> SlotState:
+        """As the schedule sees it."""
+        return SlotState.AWAY if self.has_declined else self.slot.state
+
+
+class Dispatcher:
+    """Gives waiting jobs to idle slots. Whoever changes something here holds `mutex`."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.waiting: list[Any] = []  # a heap; a job stays in it until a worker takes it
+        self.running: dict[int, Any] = {}
+        self.desks: list[Desk] = []
+        self.history: dict[str, Any] = {}
+        self.task_counter = 0
+        self.is_started = False  # The slots' workers have been started.
+        self.default_slot: int | None = None
+        self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
+        self._owners: dict[int, Desk] = {}
+        self._arrivals = itertools.count()
+
+    def add_slot(self, slot: Slot) -> Desk:
+        """Make the place of one slot."""
+        self.desks.append(Desk(slot, self.mutex))
+        return self.desks[-1]
+
+    # Filling.
+
+    def put(self, item: tuple[Any, ...], target: int | None) -> None:
+        """Let a job wait for one slot, or for whichever is to take it when `target` is None."""
+        queued = QueueItem(item)
+        queued.target, queued.queued_at = target, time.monotonic()
+        queued.arrival = next(self._arrivals)
+        heapq.heappush(self.waiting, queued)
+        if any(desk.has_declined for desk in self.desks):
+            self.wake_all()
+        elif (desk := schedule.slot_for(queued, self.desks, self._under_way())) is not None:
+            self._give(desk, queued)
+
+    def dispatch(self) -> None:
+        """Give jobs to slots until no waiting job can start."""
+        while start := schedule.first_start(self.waiting, view_of, self.desks, self._under_way(), self._is_given):
+            position, desk = start
+            self._give(desk, self._known(position))
+
+    def wake_all(self) -> None:
+        """Have every slot's worker look again, also those that have declined a job."""
+        for desk in self.desks:
+            desk.has_declined = False
+        self.dispatch()
+        for desk in self.desks:
+            desk.woken.notify()
+
+    def _give(self, desk: Desk, item: Any) -> None:
+        desk.slot.change(SlotEvent.OFFER)
+        desk.given = item
+        desk.inbox.append(item)
+        desk.woken.notify()
+
+    def _known(self, position: int) -> Any:
+        """The waiting job there, with what we note of jobs: a node may have pushed a plain tuple."""
+        item = self.waiting[position]
+        if type(item) is not QueueItem and is_item(item):
+            item = self.waiting[position] = as_queued(item)
+        return item
+
+    def _is_given(self, item: Any) -> bool:
+        return any(item is desk.given for desk in self.desks)
+
+    def _under_way(self) -> list[Any]:
+        """The ids of the jobs that slots run or are about to."""
+        jobs = [desk.slot.run or view_of(desk.given) for desk in self.desks if desk.slot.run or desk.given is not None]
+        return [job.prompt_id for job in jobs if job.prompt_id is not None]
+
+    # Taking.
+
+    def ask(self, desk: Desk) -> None:
+        """The slot's worker enters the queue's `get`."""
+        desk.is_asked = True
+        desk.taken.clear()
+        self.arrive(desk)
+
+    def leave_to_its_slot(self, desk: Desk) -> bool:
+        """Whether the job in this inbox is bound to another slot; it then waits for that one."""
+        target = view_of(desk.inbox[0]).target
+        if target is None or target == desk.index:
+            return False
+        self.put(desk.inbox.pop(0), target)
+        return True
+
+    def arrive(self, desk: Desk) -> None:
+        """The slot's worker can take a job."""
+        desk.has_declined = desk.is_poked = False
+        if desk.slot.run is None:
+            desk.slot.change(SlotEvent.READY)
+            self.dispatch()
+
+    def wait(self, desk: Desk, timeout: float | None) -> bool:
+        """Wait until the slot has a job or is woken; whether before `timeout` seconds."""
+        if desk.inbox:  # Whoever waits although there is a job does not want it: a node pack that pauses its queue.
+            self._put_back(desk)
+            desk.has_declined = True
+            self.dispatch()
+        was_woken = desk.woken.wait(timeout)
+        if desk.slot.state is not SlotState.OFFERED:
+            self.arrive(desk)
+        return was_woken
+
+    def poke(self, desk: Desk) -> None:
+        """Have the other slots' workers ask anew: a node pack around `get` may keep more jobs in a queue of its own."""
+        for other in self.desks:
+            if other is not desk and other.slot.state is SlotState.IDLE and not other.inbox:
+                other.is_poked = True
+                other.woken.notify()
+
+    def take(self, desk: Desk, item_id: int, item: Any) -> None:
+        """The slot's worker has taken `item` out of its inbox, and runs it under this number."""
+        if desk.given is not None:
+            self._remove(desk.given)
+            desk.given = None
+        queued_at = getattr(item, "queued_at", 0.0)
+        if is_item(item) and isinstance(item[3], dict):
+            item[3].pop(SETTLED_FIELD, None)
+            item[3]["gpu_id"] = desk.index
+        if desk.slot.run is None:
+            desk.slot.change(SlotEvent.TAKE)
+            view = view_of(item)
+            desk.slot.begin_run(Run(view.prompt_id, view.client_id), time.monotonic() - queued_at if queued_at else 0.0)
+        self.running[item_id], self._owners[item_id] = item, desk
+        desk.taken.append(item_id)
+
+    def leave(self, desk: Desk) -> None:
+        """The slot's worker goes without a job. What it was given, or hands back, waits again."""
+        for item_id in desk.taken:
+            self._drop(item_id)
+            desk.slot.run = None
+        self._put_back(desk)
+        if desk.slot.run is None:
+            desk.slot.change(SlotEvent.LEAVE)
+        self.dispatch()
+
+    def die(self, desk: Desk) -> None:
+        """The slot's worker has ended, and its job with it; another will be started."""
+        self._put_back(desk)
+        desk.slot.change(SlotEvent.DIE)
+        self.dispatch()
+
+    def _put_back(self, desk: Desk) -> None:
+        given, desk.given = desk.given, None
+        for item in desk.inbox:
+            if item is not given:
+                heapq.heappush(self.waiting, item)
+        desk.inbox.clear()
+        if desk.slot.state is SlotState.OFFERED:
+            desk.slot.change(SlotEvent.WITHDRAW)
+
+    # Ending.
+
+    def owner_of(self, item_id: int) -> Desk:
+        """The place of the slot that runs the job with this number.
+
+        Raises:
+            KeyError: when no slot does.
+        """
+        return self._owners[item_id]
+
+    def running_of(self, desk: Desk) -> dict[int, Any]:
+        """What a slot runs."""
+        return {n: self.running[n] for n, owner in self._owners.items() if owner is desk and n in self.running}
+
+    def end(self, item_id: int, status: dict[str, Any] | None) -> None:
+        """The job with this number has ended with this status; its slot is about to come back."""
+        desk = self._owners[item_id]
+        self._drop(item_id)
+        if desk.slot.run is not None:
+            desk.slot.end_run(status)
+            desk.slot.change(SlotEvent.END)
+            self.dispatch()  # Another job of the same id may have waited for this one.
+
+    def _drop(self, item_id: int) -> None:
+        self.running.pop(item_id, None)
+        self._owners.pop(item_id, None)
+
+    # Changing what waits.
+
+    def replace_waiting(self, items: list[Any]) -> None:
+        """Let these jobs wait instead of those that did."""
+        self.waiting[:] = items
+        heapq.heapify(self.waiting)
+        kept = {id(item) for item in items}
+        for desk in self.desks:
+            if desk.given is not None and id(desk.given) not in kept:
+                self._withdraw(desk)
+        self.dispatch()
+
+    def discard(self, position: int) -> None:
+        """Take the job at this position out of those that wait."""
+        item = self.waiting[position]
+        self._remove_at(position)
+        for desk in self.desks:
+            if desk.given is item:
+                self._withdraw(desk)
+                self.dispatch()
+
+    def _withdraw(self, desk: Desk) -> None:
+        desk.inbox[:] = [item for item in desk.inbox if item is not desk.given]
+        desk.given = None
+        desk.slot.change(SlotEvent.WITHDRAW)
+
+    def _remove(self, item: Any) -> None:
+        position = next((place for place, other in enumerate(self.waiting) if other is item), None)
+        if position is not None:
+            self._remove_at(position)
+
+    def _remove_at(self, position: int) -> None:
+        """Without looking at all of them, as `heapify` would."""
+        last = self.waiting.pop()
+        if position < len(self.waiting):
+            self.waiting[position] = last
+            heapq._siftup(self.waiting, position)  # type: ignore[attr-defined]
+            heapq._siftdown(self.waiting, 0, position)  # type: ignore[attr-defined]
+
+
+class RunningJobs(MutableMapping[int, Any]):
+    """What runs, as the host's queue shows it: by number. Inside a slot only what that slot runs, as on a server
+    with one worker; a job that is set there is taken by that slot."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def _shown(self) -> dict[int, Any]:
+        slot = current_slot()
+        if slot is None:
+            return self._dispatcher.running
+        return self._dispatcher.running_of(self._dispatcher.desks[slot.index])
+
+    def __getitem__(self, item_id: int) -> Any:
+        with self._dispatcher.mutex:
+            return self._shown()[item_id]
+
+    def __setitem__(self, item_id: int, item: Any) -> None:
+        slot = current_slot()
+        with self._dispatcher.mutex:
+            if slot is None:
+                self._dispatcher.running[item_id] = item
+            else:
+                self._dispatcher.take(self._dispatcher.desks[slot.index], item_id, item)
+
+    def __delitem__(self, item_id: int) -> None:
+        with self._dispatcher.mutex:
+            del self._dispatcher.running[item_id]
+
+    def __iter__(self) -> Iterator[int]:
+        with self._dispatcher.mutex:
+            return iter(list(self._shown()))
+
+    def __len__(self) -> int:
+        with self._dispatcher.mutex:
+            return len(self._shown())

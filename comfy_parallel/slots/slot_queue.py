@@ -1,0 +1,142 @@
+"""The queue as one slot's worker sees it: the way from the host's worker to the queue and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.slots.dispatcher import Desk, Dispatcher
+from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item
+from comfy_parallel.slots.slot import entered
+
+logger = logging.getLogger(__name__)
+
+
+def through(name: str) -> Callable[..., Any]:
+    """A method of a slot's queue: the front's, about that slot only."""
+
+    def method(self: SlotQueue, *args: Any, **kwargs: Any) -> Any:
+        with entered(self.slot), scoped(Scope(slot=self.slot.index)):
+            return getattr(self.hosts_queue, name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+class SlotQueue:
+    """The queue as one slot's worker sees it.
+
+    `hosts_queue` is what the host gave its worker: the front, or what a node pack has put in its place.
+    """
+
+    def __init__(self, front: Any, dispatcher: Dispatcher, desk: Desk) -> None:
+        self.front = self.hosts_queue = front
+        self.slot = desk.slot
+        self._dispatcher, self._desk = dispatcher, desk
+        self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
+        self._was_freed = False
+        self._taken: Any = None  # what `get` gave last
+
+    history = property(lambda self: self._dispatcher.history)
+    currently_running = property(lambda self: self._dispatcher.running_of(self._desk))
+    flags = property(lambda self: self._desk.flags)
+    is_asked = property(lambda self: self._desk.is_asked)
+
+    def running_items(self) -> list[Any]:
+        """What this slot runs, in the host's shape: a node pack may note it in one of its own."""
+        return [item if is_item(item) else self._taken for item in self.currently_running.values()]
+
+    def put(self, item: tuple[Any, ...]) -> None:
+        self.front.put_on(item, self.slot.index)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The next job of this slot and its number; None after `timeout` seconds or when flags are to be handled."""
+        self.front.between_jobs(self._was_freed)
+        self._was_freed = False
+        with self.mutex:
+            self._dispatcher.ask(self._desk)
+        try:
+            with entered(self.slot):
+                taken = self.hosts_queue.get(timeout=timeout)
+        finally:
+            self._desk.is_asked = False
+        with self.mutex:
+            self._note(taken)
+        return taken
+
+    def _note(self, taken: Any) -> None:
+        """What `get` gave, which may be a node pack's, is what this slot runs."""
+        if taken is None:
+            self._dispatcher.leave(self._desk)
+            return
+        item, item_id = taken
+        self._taken = item
+        if self.slot.run is None:
+            self._dispatcher.take(self._desk, item_id, item)
+        if self.slot.run is not None:  # for the types; and a pack's own item does not tell whose job it is
+            self.slot.run.prompt_id, self.slot.run.client_id = item[1], client_of(item)
+            self.slot.last_client_id = self.slot.run.client_id
+        if not self.front.has_own_get(self.hosts_queue):
+            self._dispatcher.poke(self._desk)
+
+    def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        prompt_id = None if self.slot.run is None else self.slot.run.prompt_id
+        with entered(self.slot):
+            self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
+        if self.slot.run is not None:  # A node pack has ended the job without the front's method.
+            self.front.finish(self._desk, item_id, prompt_id)
+
+    def set_flag(self, name: str, data: Any) -> None:
+        with scoped(Scope(slot=self.slot.index)):
+            self.front.set_flag(name, data)
+
+    def get_flags(self, reset: bool = True) -> dict[str, Any]:
+        with entered(self.slot):
+            flags: dict[str, Any] = self.hosts_queue.get_flags(reset)
+        self._was_freed = self._was_freed or bool(flags.get("free_memory"))
+        return flags
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        return bool(self.front.interrupt_if_running(prompt_id))
+
+    # A worker that died.
+
+    def fail_running(self, error: BaseException) -> list[str]:
+        """End what this slot runs as an error, and tell its client; returns the ids of these jobs."""
+        with self.mutex:
+            items = list(zip(self.currently_running, self.running_items(), strict=True))
+        try:
+            for item_id, item in items:
+                self.fail(item_id, item, error)
+        finally:
+            with self.mutex:
+                self._dispatcher.die(self._desk)
+        return [item[1] for _, item in items]
+
+    def fail(self, item_id: int, item: Any, error: BaseException) -> None:
+        """End a job as an error. Nothing here may depend on what the job or its nodes have made."""
+        logger.error("%s: job %s ended as an error: %s", self.slot.name, item[1], error_text(error))
+        event = error_event(item, error, self.server.last_node_id)
+        self.server.last_node_id = None  # As the host does at a job's end: who reconnects must not see it run.
+        status = self.front.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
+        outcome = {"history_result": {"outputs": {}, "meta": {}}, "status": status, **self._without_secrets()}
+        try:
+            self._tell_client(item, "execution_error", event)
+            self.task_done(item_id, **outcome)
+        finally:  # What nodes have put around these calls may fail; the job ends all the same.
+            if item_id in self.currently_running:
+                self._dispatcher.running[item_id] = item
+                self.front.record_done(item_id, **outcome)
+        self._tell_client(item, "executing", {"node": None, "prompt_id": item[1]})
+
+    def _tell_client(self, item: Any, event: str, data: dict[str, Any]) -> None:
+        client_id = client_of(item)
+        if client_id is not None:
+            self.server.send_sync(event, {**data, "gpu_id": self.slot.index}, client_id)
+
+    def _without_secrets(self) -> dict[str, Any]:
+        if not self.front.has_secrets:
+            return {}
+        return {"process_item": lambda item: item[:SENSITIVE] + item[SENSITIVE + 1 :]}

@@ -1,0 +1,134 @@
+"""Node packs that wrap or replace the host's queue: every slot's jobs go through what they have put there."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.host.conftest import MakeServer
+from tests.host.jobs import await_idle, held, meet, new_key, outcome, queue_ids, quick, release
+from tests.host.server import HostServer
+
+pytestmark = pytest.mark.host
+
+PACKS = Path(__file__).resolve().parent / "queue_packs"
+WRAPPING = ("on_object", "on_class", "replaced", "subclass", "holder", "store", "worker")
+PAUSING = ("store", "pausing", "polling")
+
+
+def start(make_server: MakeServer, tmp_path: Path, pack: str, **options: object) -> HostServer:
+    """A host with this pack."""
+    base = tmp_path / pack
+    package = base / "custom_nodes" / f"pack_{pack}"
+    package.mkdir(parents=True)
+    shutil.copy(PACKS / "seen.py", package)
+    shutil.copy(PACKS / f"{pack}.py", package / "__init__.py")
+    return make_server(base, **options)
+
+
+def seen(server: HostServer) -> dict[str, list[str]]:
+    """The jobs that each of the pack's methods has seen."""
+    found: dict[str, list[str]] = {}
+    for method, prompt_id in server.request("GET", "/pack/seen")[1]:
+        found.setdefault(method, []).append(prompt_id)
+    return found
+
+
+def run_together(server: HostServer) -> list[str]:
+    """Two jobs that meet, so on two slots at once, some for any slot and one bound to each; all end well."""
+    key = new_key()
+    ids = [server.submit(meet(key, 2))["prompt_id"] for _ in range(2)]
+    ids += [server.submit(quick(random.getrandbits(40)))["prompt_id"] for _ in range(6)]
+    bound = [server.submit(quick(random.getrandbits(40)), slot)["prompt_id"] for slot in (0, 1)]
+    entries = server.wait([*ids, *bound])
+    assert {outcome(entry) for entry in entries.values()} == {"success"}
+    assert {entries[job_id]["gpu_id"] for job_id in ids[:2]} == {0, 1}
+    assert [entries[job_id]["gpu_id"] for job_id in bound] == [0, 1]
+    await_idle(server)
+    return [*ids, *bound]
+
+
+@pytest.mark.parametrize("pack", WRAPPING)
+def test_every_slots_jobs_go_through_the_packs_methods(make_server: MakeServer, tmp_path: Path, pack: str) -> None:
+    server = start(make_server, tmp_path, pack)
+    ids = run_together(server)
+    found = seen(server)
+    for method in ("put", "get", "task_done"):
+        assert Counter(job_id for job_id in found[method] if job_id is not None) == Counter(ids), method
+    assert "stays OFF" not in server.log()
+    if pack == "worker":
+        assert sorted(found["worker"]) == ["slot-0-cpu", "slot-1-cpu"]
+
+
+def test_what_waits_is_changed_through_the_packs_methods(make_server: MakeServer, tmp_path: Path) -> None:
+    server = start(make_server, tmp_path, "on_object")
+    with held(server, 0, 1):
+        first, second, third = (server.submit(quick(number))["prompt_id"] for number in range(3))
+        server.request("POST", "/queue", {"delete": [second]})
+        assert sorted(queue_ids(server)[1]) == sorted([first, third])
+        server.request("POST", "/queue", {"clear": True})
+        assert queue_ids(server)[1] == []
+    found = seen(server)
+    assert [len(found[method]) for method in ("delete_queue_item", "wipe_queue")] == [1, 1]
+    run_together(server)
+
+
+@pytest.mark.parametrize("pack", ["replaced"])
+def test_jobs_of_a_replaced_queue_wait_are_deleted_and_interrupted(
+    make_server: MakeServer, tmp_path: Path, pack: str
+) -> None:
+    server = start(make_server, tmp_path, pack)
+    with held(server, 0, 1) as running:
+        waiting = [server.submit(quick(number), slot)["prompt_id"] for number, slot in enumerate((0, 1, None))]
+        assert {queue["gpu_id"]: queue["running"] for queue in server.request("GET", "/queue/all")[1]["queues"]} == {
+            0: running[:1],
+            1: running[1:],
+        }
+        server.request("POST", "/queue", {"delete": [waiting[0]]})
+        assert set(queue_ids(server)[1]) == set(waiting[1:])
+        assert outcome(release(server, running[1])[running[1]]) == "interrupted"
+        entries = server.wait(waiting[1:])
+    assert [entries[job_id]["gpu_id"] for job_id in waiting[1:]] == [1, 1]
+
+
+def test_a_wrapper_that_comes_while_the_slots_work_is_used(make_server: MakeServer, tmp_path: Path) -> None:
+    server = start(make_server, tmp_path, "late")
+    run_together(server)
+    assert server.request("POST", "/pack/wrap")[0] == 200
+    run_together(server)  # Each slot is still in the `get` of before, once.
+    ids = run_together(server)
+    assert set(ids) <= set(seen(server)["get"])
+
+
+@pytest.mark.parametrize("pack", PAUSING)
+def test_a_pack_that_pauses_the_queue_holds_all_slots(make_server: MakeServer, tmp_path: Path, pack: str) -> None:
+    server = start(make_server, tmp_path, pack)
+    run_together(server)
+    server.request("POST", "/pack/pause")
+    time.sleep(0.2)
+    ids = [server.submit(quick(number))["prompt_id"] for number in (1, 2, 3)]
+    time.sleep(1.0)
+    assert not set(ids) & set(server.request("GET", "/history")[1])
+    server.request("POST", "/pack/resume")
+    assert {outcome(entry) for entry in server.wait(ids).values()} == {"success"}
+    run_together(server)
+
+
+def test_a_queue_that_has_nothing_of_the_hosts_starts_as_stock_with_one_warning(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    server = start(make_server, tmp_path, "foreign", may_be_stock=True)
+    ids = [server.submit(quick(number))["prompt_id"] for number in (1, 2)]
+    entries = server.wait(ids)
+    assert {outcome(entry) for entry in entries.values()} == {"success"}
+    assert all("gpu_id" not in entry for entry in entries.values())
+    assert server.request("GET", "/queue/all")[0] == 404
+    assert Counter(seen(server)["get"])[ids[0]] == 1
+    assert server.log().count("stays OFF") == 1
+    assert "ForeignQueue" in server.log()
+    assert "pack_foreign" in server.log()
