@@ -15,7 +15,7 @@ from comfy_parallel.host import allocator, facts
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import device, pool, worker
+from comfy_parallel.slots import device, own_attributes, own_names, pool, worker
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
@@ -88,6 +88,8 @@ def uninstall() -> None:
     """Take every patch back. Only sensible while no job runs."""
     global _patches
     if _patches is not None:
+        own_names.revert()
+        own_attributes.revert()
         _patches.revert()
         _patches = None
         _give_allocator_back()
@@ -113,6 +115,7 @@ def _complete_server(server: Any) -> None:
     except ComfyParallelError as error:
         _exit(error)
     _share_weights(front)
+    own_names.tell_node_by(lambda: server.last_node_id)
     front.default_slot = _config.default_slot
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)

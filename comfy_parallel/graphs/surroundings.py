@@ -8,13 +8,14 @@ from typing import Any
 
 from comfy_parallel.graphs.code_watch import CodeWatch
 from comfy_parallel.graphs.refusal import Uncapturable
+from comfy_parallel.slots import own_names
 
 _code = CodeWatch()
 
 
 def surroundings() -> Hashable:
     """Equal to an earlier value if nothing has changed since."""
-    return _code.version(), _switches()
+    return _code.version(), own_names.state(), _switches()
 
 
 def watch_code_of(model: Any, ran: Iterable[CodeType]) -> None:

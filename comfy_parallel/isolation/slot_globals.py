@@ -136,7 +136,10 @@ def _dispatch(overlays: SlotLocal[Overlay], function: FunctionType) -> Callable[
     def dispatched(*args: Any, **kwargs: Any) -> Any:
         if current_slot() is None:
             return function(*args, **kwargs)
-        return clones.get()(*args, **kwargs)
+        own = clones.get()
+        if own.__code__ is not function.__code__:  # Some pack writes to names that the function reads.
+            own.__code__ = function.__code__
+        return own(*args, **kwargs)
 
     return dispatched
 

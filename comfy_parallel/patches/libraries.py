@@ -10,6 +10,7 @@ from typing import Any
 
 from comfy_parallel.http import bodies, log
 from comfy_parallel.isolation import random_state, threads
+from comfy_parallel.isolation.packs import loader
 from comfy_parallel.isolation.slot_globals import ModuleProperty
 from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
 from comfy_parallel.slots import device, gates
@@ -116,6 +117,14 @@ PATCHES: tuple[Patch, ...] = (
         why="The end of a node on one slot walks the other devices' memory, without a lock.",
         until="comfy_aimdo resets one device",
         hazards=(39,),
+    ),
+    Patch(
+        target="importlib.machinery:SourceFileLoader.exec_module",
+        wrap=loader.load_per_slot,
+        params=("self", "module"),
+        why="What node packs keep for the whole process, and change in the host while a job runs, reaches other jobs.",
+        until="packs keep what belongs to a job with the job",
+        hazards=(51, 56, 58),
     ),
     Patch(
         target="threading:Thread.start",

@@ -14,10 +14,10 @@ class Overlay(dict[str, Any]):
     def __init__(self, below: dict[str, Any], values: dict[str, Any]) -> None:
         super().__init__(values)
         self["__builtins__"] = builtins
-        self._below = below
+        self.below = below
 
     def __missing__(self, name: str) -> Any:
-        return self._below[name]
+        return self.below[name]
 
 
 class View:

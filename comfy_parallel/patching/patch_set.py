@@ -230,7 +230,7 @@ def _fit(patch: Patch, source: Callable[[str], ModuleSource | None]) -> Fit:
     return fit
 
 
-_LIBRARIES = {"torch", "numpy", "random", "threading", "concurrent", "logging", "aiohttp", "comfy_aimdo"}
+_LIBRARIES = {"torch", "numpy", "random", "threading", "concurrent", "importlib", "logging", "aiohttp", "comfy_aimdo"}
 
 
 class _Broken(Exception):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.slots import own_names, switches
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher
 from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item
 from comfy_parallel.slots.slot import entered
@@ -64,6 +65,9 @@ class SlotQueue:
             self._desk.is_asked = False
         with self.mutex:
             self._note(taken)
+        if taken is not None:
+            with entered(self.slot):
+                own_names.begin_job(taken[0][2] if is_item(taken[0]) else None)
         return taken
 
     def _note(self, taken: Any) -> None:
@@ -84,6 +88,7 @@ class SlotQueue:
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         prompt_id = None if self.slot.run is None else self.slot.run.prompt_id
         with entered(self.slot):
+            switches.end_job()
             self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)

@@ -36,6 +36,7 @@ class File:
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
+    declared: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for statement in _module_level(self.tree):
@@ -43,8 +44,8 @@ class File:
         nodes = list(ast.walk(self.tree))
         for node in nodes:
             self._add_import(node)
-        declared = (name for node in nodes if isinstance(node, ast.Global) for name in node.names)
-        for name in declared:
+        self.declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+        for name in self.declared:
             if name not in self.functions and name not in self.classes:
                 self.values.setdefault(name, None)
 
@@ -66,6 +67,10 @@ class File:
             self.classes[node.name] = node
         for name, value in _assigned(node).items():
             self.values.setdefault(name, value)
+
+    def top_imports(self) -> Iterator[ast.ImportFrom]:
+        """The `from … import …` statements at module level."""
+        return (node for node in _module_level(self.tree) if isinstance(node, ast.ImportFrom))
 
     def _add_import(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
@@ -94,7 +99,7 @@ class Pack:
         if (path, name) in seen:
             return None
         for kind, names in (("class", file.classes), ("function", file.functions), ("name", file.values)):
-            if name in names and (name not in file.imports or kind != "name"):
+            if name in names and (kind != "name" or name not in file.imports or name in file.declared):
                 return Thing(kind, path, name)
         if name in file.imports:
             return self._imported(path, *file.imports[name], seen=seen | {(path, name)})

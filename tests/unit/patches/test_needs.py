@@ -17,6 +17,7 @@ from tests.unit.test_architecture import FILES, HOST, TREES
 LOOKS = {
     "graphs/code.py",
     "graphs/watch.py",
+    "isolation/packs/redirect.py",
     "isolation/slot_globals.py",
     "patching/namespaces.py",
     "slots/host_worker.py",

@@ -1,0 +1,158 @@
+"""Load the modules of node packs so that every slot has its own of what they keep."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from comfy_parallel.isolation.packs import writes
+from comfy_parallel.isolation.packs.copies import PACK, own_copy
+from comfy_parallel.isolation.packs.finding import Finding
+from comfy_parallel.isolation.packs.plans import PackPlan, plan_of
+from comfy_parallel.isolation.packs.redirect import set_and_return
+from comfy_parallel.isolation.packs.rewrite import (
+    CALLS,
+    NAMESPACE,
+    OWNER,
+    PER_SLOT_CACHE,
+    SET,
+    Plan,
+    rewrite,
+)
+from comfy_parallel.isolation.packs.sources import parsed
+from comfy_parallel.slots import own_names
+from comfy_parallel.slots.own_attributes import own_attribute
+from comfy_parallel.slots.slot import SlotLocal
+
+logger = logging.getLogger(__name__)
+
+_OURS = Path(__file__).resolve().parents[3]
+_plans: dict[Path, PackPlan] = {}
+_lock = threading.RLock()
+
+
+def found() -> dict[Path, list[Finding]]:
+    """What was found in each pack that was loaded so far, by its folder or file."""
+    with _lock:
+        return {root: list(plan.findings) for root, plan in _plans.items()}
+
+
+def load_per_slot(original: Callable[[Any, ModuleType], None]) -> Callable[[Any, ModuleType], None]:
+    """Wrap `exec_module` of the loader of source files: modules of packs are rewritten on the way."""
+
+    @functools.wraps(original)
+    def exec_module(self: Any, module: ModuleType) -> None:
+        root = _pack_of(self.path)
+        if root is None:
+            return original(self, module)
+        with own_names.shared():
+            plan = _plan_of(root, Path(self.path))
+            code = _prepare(module, root, Path(self.path), plan)
+            if code is None:
+                original(self, module)
+            else:
+                exec(code, vars(module))
+            _give_own_attributes(module, plan.attributes)
+        return None
+
+    return exec_module
+
+
+def _pack_of(path: str) -> Path | None:
+    """The pack's folder, or its file, that a source file belongs to."""
+    for folder, is_host in _folders():
+        if path.startswith(folder):
+            top = path[len(folder) :].split("/", 1)[0]
+            root = Path(path) if is_host else Path(folder, top)
+            return None if root.resolve() == _OURS else root
+    return None
+
+
+def _folders() -> list[tuple[str, bool]]:
+    """Where packs lie, and where the host's own nodes do; each of those files is looked at for itself."""
+    module = sys.modules.get("folder_paths")
+    if module is None or "custom_nodes" not in getattr(module, "folder_names_and_paths", ()):
+        return []
+    extras = str(Path(str(module.__file__)).parent / "comfy_extras") + "/"
+    return [*((f"{path.rstrip('/')}/", False) for path in module.get_folder_paths("custom_nodes")), (extras, True)]
+
+
+def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> Any:
+    """Give the module what its functions will ask for; its code, or None where nothing is to be rewritten."""
+    vars(module)[PACK] = str(root)
+    vars(module)[writes.SHARED] = plan.shared
+    tree = parsed(path)
+    if tree is None or not rewrite(tree, plan):
+        return None
+    _provide(module, plan)
+    return compile(tree, str(path), "exec", dont_inherit=True)
+
+
+def _plan_of(root: Path, path: Path) -> Plan:
+    with _lock:
+        if root not in _plans:
+            _plans[root] = plan_of(root)
+        place = path.name if root == path else path.relative_to(root).as_posix()
+        return _plans[root].files.get(place, Plan())
+
+
+def _provide(module: ModuleType, plan: Plan) -> None:
+    namespace = own_names.namespace_of(module, is_host=False)
+    for name in plan.names:
+        namespace.add(name, own_copy)
+    vars(module).update(
+        {
+            own_names.ACCESSOR: namespace.accessor,
+            OWNER: writes.owner,
+            CALLS["setattr"]: writes.set_attribute,
+            CALLS["delattr"]: writes.delete_attribute,
+            NAMESPACE: writes.namespace,
+            SET: set_and_return,
+            PER_SLOT_CACHE: _cached_per_slot,
+            writes.PLAN: plan,
+        }
+    )
+
+
+def _give_own_attributes(module: ModuleType, attributes: Mapping[str, set[str]]) -> None:
+    for class_name, names in attributes.items():
+        cls = vars(module).get(class_name)
+        if not isinstance(cls, type) or type(cls).__setattr__ is not type.__setattr__:
+            logger.warning("%s.%s: all slots share %s", module.__name__, class_name, ", ".join(sorted(names)))
+            continue
+        for name in names:
+            own_attribute(cls, name, start=own_copy, is_host=False)
+
+
+def _cached_per_slot(decorator: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`lru_cache` with a cache for each slot: what it holds may be a model."""
+
+    def decorate(function: Any) -> Any:
+        caches: list[Any] = []
+
+        def make() -> Any:
+            caches.append(decorator(function))
+            return caches[-1]
+
+        own = SlotLocal(make)
+
+        @functools.wraps(function)
+        def cached(*args: Any, **kwargs: Any) -> Any:
+            return own.get()(*args, **kwargs)
+
+        def clear() -> None:
+            for cache in list(caches):
+                cache.cache_clear()
+
+        cached.cache_clear = clear  # type: ignore[attr-defined]
+        cached.cache_info = lambda: own.get().cache_info()  # type: ignore[attr-defined]
+        cached.cache_parameters = lambda: own.get().cache_parameters()  # type: ignore[attr-defined]
+        return cached
+
+    return decorate
