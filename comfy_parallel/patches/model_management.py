@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from comfy_parallel.isolation import interrupts, loaded_models
+from comfy_parallel.isolation import interrupts, loaded_models, quantised
 from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
 from comfy_parallel.patching.engine import Fit, Patch, Undo
 from comfy_parallel.patching.sources import ModuleSource
@@ -244,6 +244,14 @@ PATCHES: tuple[Patch, ...] = (
         why="The end of a job on one slot takes the callback away from all.",
         until="the host keeps it with the executor",
         hazards=(23,),
+    ),
+    Patch(
+        target="comfy.ops:pick_operations",
+        wrap=quantised.picking_own,
+        needs=("MixedPrecisionOps?",),
+        optional=True,
+        why="A slot that builds a quantised model sets how the layers of another slot's model are read.",
+        until="no host keeps a model's settings as attributes of a class",
     ),
     Patch(
         target="comfy.ops:scaled_dot_product_attention",

@@ -62,7 +62,10 @@ _TABLE: dict[str, dict[str, str]] = {
         ),
         "comfy/model_patcher.py": "comfy.model_management.TOTAL_PINNED_MEMORY",
         "comfy/model_prefetch.py": "GRAPH_CAPTURE_STREAMS GRAPH_MODULES GRAPH_WARMED_MODULES PREFETCH_QUEUES",
-        "comfy/ops.py": "comfy.model_management.LARGEST_AIMDO_CASTED_WEIGHT",
+        "comfy/ops.py": (
+            "comfy.model_management.LARGEST_AIMDO_CASTED_WEIGHT MixedPrecisionOps._compute_dtype "
+            "MixedPrecisionOps._layer_quant_config"
+        ),
         "comfy/pinned_memory.py": "comfy.model_management.TOTAL_PINNED_MEMORY",
         "comfy_execution/graph_utils.py": (
             "GraphBuilder._default_prefix_graph_index cls._default_prefix_call_index cls._default_prefix_graph_index "

@@ -30,6 +30,7 @@ APPLY_REVERT = Path(__file__).with_name("apply_revert.py")
 TARGETS = {patch.target: patch for patch in patches.ALL}
 UNSEEN = {  # by kind and qualified name
     "comfy.model_management:get_free_memory",  # is the host's own code with another view of torch
+    "comfy.ops:pick_operations",  # is wrapped only where models share a class of layers
     "comfy.ops:scaled_dot_product_attention",  # is wrapped only where it sets process-wide flags
     "execution:PromptQueue",  # is the host's by name; the queue's own classes show the difference
 }
