@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
 
 from comfy_parallel.errors import ConfigError
 
@@ -53,8 +55,10 @@ class Config:
         Raises:
             ConfigError: naming the variable, its value and what to write instead.
         """
-        if not _flag(env, SWITCH):
-            return cls()
+        return cls._of_all(env) if _flag(env, SWITCH) else cls()
+
+    @classmethod
+    def _of_all(cls, env: Mapping[str, str]) -> Config:
         return cls(
             enabled=True,
             num_gpus=_count(env, "COMFY_NUM_GPUS"),
@@ -68,6 +72,52 @@ class Config:
             graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
         )
+
+
+_PREFIX = "COMFY_PARALLEL_"
+_OF_SCRIPTS = {"COMFY_PARALLEL_CACHE", "COMFY_PARALLEL_REQUIRE_GPU", "COMFY_PARALLEL_REQUIRE_HOST"}
+_SIMILAR = 0.82  # of difflib's ratio: COMFY_NUM_GPU and COMFY_MULTI_GPU are, COMFYUI_PATH is not.
+
+
+class _Asked(dict[str, str]):
+    """An environment without variables, which remembers for which it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = {SWITCH}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
+
+
+def known_variables() -> set[str]:
+    """The names of all variables that the configuration is read from."""
+    asked = _Asked()
+    Config._of_all(asked)
+    return asked.names
+
+
+def misspelt(env: Mapping[str, str]) -> list[str]:
+    """One sentence for each variable that is none of ours but looks like it, with the nearest that is."""
+    if env.get(SWITCH, "").strip() == "0":
+        return []  # Off is stock.
+    known = sorted(known_variables())
+    found = {name: _nearest(name, known) for name in sorted(env) if name not in known and name not in _OF_SCRIPTS}
+    return [
+        f"{name} is no variable of comfy_parallel and has no effect; did you mean {nearest}?"
+        for name, nearest in found.items()
+        if nearest is not None
+    ]
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    is_ours = name.upper().startswith(_PREFIX)
+    if not is_ours and "COM" not in name.upper():
+        return None
+    likeness = {other: SequenceMatcher(None, name.upper(), other).ratio() for other in known}
+    nearest = max(known, key=lambda other: likeness[other])
+    return nearest if is_ours or likeness[nearest] >= _SIMILAR else None
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

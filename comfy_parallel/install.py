@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from comfy_parallel.config import Config
+from comfy_parallel.config import Config, misspelt
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, facts
@@ -41,6 +41,8 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
         _config = Config.from_env(env)
     except ConfigError as error:
         _exit(error)
+    for sentence in misspelt(env):
+        logger.warning("comfy_parallel: %s", sentence)
     if not _config.enabled or _patches is not None:
         return _patches is not None
     try:

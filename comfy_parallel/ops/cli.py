@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from comfy_parallel import __version__, patches
-from comfy_parallel.config import Config
+from comfy_parallel.config import Config, misspelt
 from comfy_parallel.errors import ComfyParallelError, HostMismatch
 from comfy_parallel.host import facts
 from comfy_parallel.isolation.packs.clashes import clashes
@@ -96,6 +96,8 @@ def _print_machine() -> None:
     config = Config.from_env(os.environ)
     print(f"comfy_parallel {__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     print(f"configuration  {config}")
+    for sentence in misspelt(os.environ):
+        print(f"               {sentence}")
     if importlib.util.find_spec("torch") is None:
         print("devices        torch is not installed here; run this with ComfyUI's own Python")
         return

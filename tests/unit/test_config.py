@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from comfy_parallel.config import Config, PackModes
+from comfy_parallel.config import Config, PackModes, known_variables, misspelt
 from comfy_parallel.errors import ConfigError
 
 ON = {"COMFY_MULTI_GPU_SCHED": "1"}
@@ -131,3 +131,59 @@ def test_it_cannot_be_changed() -> None:
     config = read()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.strict = True  # type: ignore[misc]
+
+
+# Misspelt variables.
+
+
+def test_every_variable_is_known() -> None:
+    assert known_variables() >= {
+        "COMFY_MULTI_GPU_SCHED",
+        "COMFY_NUM_GPUS",
+        "COMFY_PARALLEL_DEVICES",
+        "COMFY_PARALLEL_WEIGHTS",
+        "COMFY_PARALLEL_PACKS",
+    }
+    assert misspelt(dict.fromkeys(known_variables(), "1")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("COMFY_PARALLEL_WEIGHT", "COMFY_PARALLEL_WEIGHTS"),
+        ("COMFY_PARALLEL_STRIKT", "COMFY_PARALLEL_STRICT"),
+        ("COMFY_PARALLEL_SLOTS", "COMFY_PARALLEL_SLOTS_PER_GPU"),
+        ("COMFY_PARALLEL_DEVICE", "COMFY_PARALLEL_DEVICES"),
+        ("COMFY_PARALLEL_RAM", "COMFY_PARALLEL_RAM_GB"),
+        ("COMFY_PARALEL_GRAPHS", "COMFY_PARALLEL_GRAPHS"),
+        ("COMFYUI_PARALLEL_DEVICES", "COMFY_PARALLEL_DEVICES"),
+        ("comfy_parallel_devices", "COMFY_PARALLEL_DEVICES"),
+        ("COMFY_NUM_GPU", "COMFY_NUM_GPUS"),
+        ("COMFY_NUMGPUS", "COMFY_NUM_GPUS"),
+        ("COMFY_NUM_GPUs", "COMFY_NUM_GPUS"),
+        ("COMFYUI_NUM_GPUS", "COMFY_NUM_GPUS"),
+        ("COMFY_MULTIGPU_SCHED", "COMFY_MULTI_GPU_SCHED"),
+        ("COMFY_MULTI_GPU", "COMFY_MULTI_GPU_SCHED"),
+        ("COMFY_MULTI_GPU_SCHEDULER", "COMFY_MULTI_GPU_SCHED"),
+        ("COMFYUI_MULTI_GPU_SCHED", "COMFY_MULTI_GPU_SCHED"),
+    ],
+)
+@pytest.mark.parametrize("others", [{}, ON])
+def test_a_misspelt_variable_is_named_with_the_nearest(name: str, meant: str, others: dict[str, str]) -> None:
+    expected = [f"{name} is no variable of comfy_parallel and has no effect; did you mean {meant}?"]
+    assert misspelt({**others, name: "1"}) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("COMFYUI_PATH", "COMFYUI_DIR", "COMFYUI_PYTHON", "COMFYUI_ARGS", "COMFYUI_PORT", "COMFY_CLI_ARGS"),
+        *("COMFY_ORG_API_KEY", "COMFY_PARALLEL_CACHE", "CUDA_VISIBLE_DEVICES", "NUM_GPUS", "COMPUTERNAME", "PATH"),
+    ],
+)
+def test_what_others_use_is_left_alone(name: str) -> None:
+    assert misspelt({**ON, name: "1"}) == []
+
+
+def test_switched_off_nothing_is_said() -> None:
+    assert misspelt({"COMFY_MULTI_GPU_SCHED": "0", "COMFY_NUM_GPU": "1"}) == []

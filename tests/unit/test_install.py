@@ -131,3 +131,15 @@ def test_what_is_switched_off_needs_no_patch(
     assert install._switched_off() == off
     monkeypatch.setattr(sys, "platform", "win32")
     assert install._switched_off() == off | {"weights"}
+
+
+# Misspelt variables.
+
+
+def test_a_misspelt_variable_is_in_the_log_even_where_it_leaves_the_scheduler_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_config", Config())
+    assert install.install({"COMFY_MULTIGPU_SCHED": "1"}) is False
+    (said,) = warnings(caplog)
+    assert said.endswith("did you mean COMFY_MULTI_GPU_SCHED?")
