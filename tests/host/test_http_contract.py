@@ -359,6 +359,8 @@ def test_queue_all(server: HostServer) -> None:
             "device": "cpu",
             "device_name": "cpu",
             "state": ["running", "idle", "running"][slot],
+            "health": "ok",
+            "error": None,
             "running": [[running[0]], [], [running[1]]][slot],
             "pending": [waiting, [], []][slot],
             "running_count": [1, 0, 1][slot],
