@@ -10,6 +10,7 @@ from typing import Any
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
+from comfy_parallel.isolation import kept_outputs
 from comfy_parallel.slots.slot import slots
 
 FilesOf = Callable[[str], list[str]]
@@ -25,6 +26,7 @@ LOADERS = {
     "upscale_models": ("UpscaleModelLoader", "model_name"),
     "vae": ("VAELoader", "vae_name"),
 }
+MAX_FILES = 100
 _OTHER_INPUTS = {"UNETLoader": {"weight_dtype": "default"}, "CLIPLoader": {"type": "stable_diffusion"}}
 
 
@@ -35,10 +37,13 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
         files_of: the names in one of the host's model folders, as its loader nodes know them.
 
     Raises:
-        BadRequest: naming the file that is not there, or that no node loads by itself.
+        BadRequest: naming the file that is not there, or that no node loads by itself; when there are too many.
     """
     prompt: dict[str, Any] = {}
-    for name in names:
+    once = dict.fromkeys(names)
+    if len(once) > MAX_FILES:
+        raise BadRequest("invalid_request", f"files names {len(once)} files", f"send at most {MAX_FILES} at a time")
+    for name in once:
         folder, _, file = name.partition("/")
         if folder not in LOADERS:
             known = ", ".join(sorted(LOADERS))
@@ -54,12 +59,13 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
 
 
 def submit(server: Any, prompt: dict[str, Any], gpu_ids: Iterable[int]) -> list[dict[str, Any]]:
-    """Queue the prompt on each of these slots, as jobs like any other; returns their ids and slots."""
+    """Queue the prompt on each of these slots, as jobs that leave what is cached there; returns their ids and slots."""
     jobs = []
     for gpu_id in gpu_ids:
         prompt_id = str(uuid.uuid4())
         number, server.number = server.number, server.number + 1
         extra_data = {"create_time": int(time.time() * 1000)}
+        kept_outputs.keep_during(prompt_id)
         with scoped(Scope(target=gpu_id)):
             server.prompt_queue.put(server.prompt_queue.host_item(number, prompt_id, prompt, extra_data, list(prompt)))
         jobs.append({"prompt_id": prompt_id, "gpu_id": gpu_id})
@@ -79,7 +85,11 @@ def check_request(data: dict[str, Any], target: int | str | None) -> tuple[list[
     if gpu_ids is None:
         return files, [target] if isinstance(target, int) else [slot.index for slot in slots()]
     count = len(slots())
-    if not isinstance(gpu_ids, list) or not all(type(one) is int and 0 <= one < count for one in gpu_ids):
+    if (
+        not isinstance(gpu_ids, list)
+        or not gpu_ids
+        or not all(type(one) is int and 0 <= one < count for one in gpu_ids)
+    ):
         raise BadRequest(
             "invalid_target_gpu", "gpu_ids is no list of slots", f"send numbers from 0 to {count - 1}, or leave it out"
         )

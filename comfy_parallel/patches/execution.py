@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.isolation import kept_outputs
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.queues import build_queue_class
@@ -48,5 +49,12 @@ PATCHES: tuple[Patch, ...] = (
         why="One host queue must feed one queue per slot.",
         until="the host accepts a queue factory",
         hazards=(4, 5, 6, 7, 8, 9),
+    ),
+    Patch(
+        target="execution:PromptExecutor.execute",
+        wrap=kept_outputs.keeping_outputs,
+        params=("self", "prompt", "prompt_id"),
+        why="A job that loads files ahead would cost its slot all that is cached there.",
+        until="the host can run a job beside its cache",
     ),
 )
