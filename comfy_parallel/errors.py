@@ -19,6 +19,10 @@ class DeviceError(ComfyParallelError):
     """A slot's device does not exist or cannot be initialised."""
 
 
+class WeightsLost(ComfyParallelError):
+    """A weight file was overwritten while a job used it, and its old bytes could not be kept."""
+
+
 class BadRequest(ComfyParallelError):
     """A client sent something that cannot be acted on; nothing was changed.
 

@@ -165,7 +165,11 @@ def _share_weights(front: Any) -> None:
         return
     from comfy_parallel.weights.files.store import Store
 
-    loading.use(Store(_config.weights or "map", ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()))
+    def free(index: int) -> None:
+        for name in ("unload_models", "free_memory"):
+            front.slot_queues[index].set_flag(name, True)
+
+    loading.use(Store(_config.weights or "map", ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()), free)
     front.between_jobs = loading.between_jobs
 
 

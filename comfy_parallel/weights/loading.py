@@ -11,7 +11,7 @@ from operator import contains
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slots.slot import SlotLocal, current_index, current_slot
-from comfy_parallel.weights import streaming
+from comfy_parallel.weights import lost, streaming
 from comfy_parallel.weights.files import ram
 from comfy_parallel.weights.files.formats import Entry, is_safetensors, read_entries
 from comfy_parallel.weights.files.regions import ALIGNMENT, Region, SharedMemory, is_shared
@@ -30,10 +30,16 @@ _store: Store | None = None
 _has_loaded: SlotLocal[bool] = SlotLocal(lambda: False)
 
 
-def use(store: Store | None) -> None:
-    """Share weights through this store; None: do not share."""
+def use(store: Store | None, free: Callable[[int], None] = lambda index: None) -> None:
+    """Share weights through this store; None: do not share.
+
+    Args:
+        free: has a slot, by its index, let go of all that it keeps.
+    """
     global _store
     _store = store
+    if store is not None:
+        store.on_loss(lambda region, error: lost.note(region, error, free))
 
 
 def store() -> Store | None:
@@ -52,6 +58,7 @@ def between_jobs(was_freed: bool) -> None:
         return
     streaming.between_jobs()
     if was_freed:
+        lost.let_go(current_index(), _store.files())
         _store.drop_unused()
     if was_freed or _has_loaded.get():
         ram.trim()

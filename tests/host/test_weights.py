@@ -90,14 +90,7 @@ def test_a_models_modules_are_as_stock_leaves_them(make_server: MakeServer) -> N
         found.append(entry["outputs"]["modules"])
     stock, ours = found
     assert ours["modules"] == stock["modules"]
-    all_modules = stock["listed"][0]
-    assert all_modules > 100
-    assert stock["listed"] == [all_modules] * 9
-    model, with_lora, again, with_callback = (ours["listed"][a:b] for a, b in ((0, 3), (3, 5), (5, 7), (7, 9)))
-    assert model == [all_modules, all_modules, 1], "known after two loads"
-    assert 1 < with_lora[1] < all_modules, "those that the LoRA patches"
-    assert again[1] == 1
-    assert with_callback == [all_modules, all_modules], "somebody else may set attributes"
+    assert ours["listed"] == stock["listed"]
 
 
 # What it costs.

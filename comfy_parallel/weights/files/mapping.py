@@ -1,12 +1,17 @@
-"""A weight file mapped read-only, whose users keep its bytes when the file is overwritten."""
+"""A weight file mapped read-only, whose users keep its bytes when the file is overwritten.
+
+Where that fails, as where there is no memory for a copy, they must not compute with other bytes: the mapping is `lost`.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,6 +22,7 @@ from comfy_parallel.weights.spans import Span, tensor_in
 logger = logging.getLogger(__name__)
 
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2  # Linux, <sys/mman.h>
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -31,6 +37,7 @@ class MappedFile(Region):
         self.lock = threading.Lock()
         self.is_current = True
         self.is_detached = False
+        self.is_lost = False
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         super().__init__(self.fd, os.fstat(self.fd).st_size, file)
         _by_fd[self.fd] = self
@@ -51,9 +58,11 @@ class MappedFile(Region):
         try:
             with self.lock:
                 self.is_current = False
-                self.pins.close()
-                if self.is_used and not self.is_detached:
-                    self._detach()
+                try:
+                    self.pins.close()
+                finally:
+                    if self.is_used and not self.is_detached:
+                        self._detach()
         finally:
             _leases.give_back(self.fd)
 
@@ -61,10 +70,27 @@ class MappedFile(Region):
         import torch
 
         everything = Span(0, torch.uint8, (self.size,), (1,))
-        _copy_in_place(self.address, self.size, mmap.PROT_READ)
+        mappings = [(self.address, mmap.PROT_READ)]
         for view in self.private_views:
-            _copy_in_place(tensor_in(view, everything).data_ptr(), self.size, mmap.PROT_READ | mmap.PROT_WRITE)
+            mappings.append((tensor_in(view, everything).data_ptr(), mmap.PROT_READ | mmap.PROT_WRITE))
         self.is_detached = True
+        try:
+            while mappings:
+                _copy_in_place(mappings[0][0], self.size, mappings[0][1])
+                mappings.pop(0)
+        except OSError as error:
+            self.is_lost = True
+            on_loss(self, error)
+            for address, protection in mappings:
+                _blank(address, self.size, protection)  # What was cut off ends the process when it is read.
+
+
+def _tell_of_loss(region: MappedFile, error: OSError) -> None:
+    logger.critical("comfy_parallel: a weight file in use was overwritten, and its bytes could not be kept: %s", error)
+
+
+#: Called with a mapping whose bytes could not be kept, and why; on any thread.
+on_loss: Callable[[MappedFile, OSError], None] = _tell_of_loss
 
 
 def _broken(fd: int) -> None:
@@ -82,19 +108,41 @@ def _copy_in_place(address: int, size: int, protection: int) -> None:
     """Replace a mapping of a file by memory with the same bytes at the same place; readers notice nothing.
 
     Copy-on-write pages would not do: cutting a file off takes those away too.
+
+    Raises:
+        OSError: when there is no memory for it; the mapping is as before.
     """
+    libc, length = _libc(), _in_pages(size)
+    copy = libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    _check(copy != _FAILED)
+    try:
+        ctypes.memmove(copy, address, size)
+        _check(libc.mprotect(copy, length, protection) == 0)
+        _check(libc.mremap(copy, length, length, _MREMAP_MAYMOVE | _MREMAP_FIXED, address) == address)
+    except OSError:
+        libc.munmap(copy, length)
+        raise
+
+
+def _blank(address: int, size: int, protection: int) -> None:
+    """Replace a mapping of a file by zeros, which take no memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+    _check(_libc().mmap(address, _in_pages(size), protection, flags, -1, 0) == address)
+
+
+@functools.cache
+def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
-    length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    writable = mmap.PROT_READ | mmap.PROT_WRITE
-    copy = libc.mmap(None, length, writable, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    _check(copy != _FAILED)
-    ctypes.memmove(copy, address, size)
-    _check(libc.mprotect(copy, length, protection) == 0)
-    _check(libc.mremap(copy, length, length, _MREMAP_MAYMOVE | _MREMAP_FIXED, address) == address)
+    return libc
+
+
+def _in_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _check(is_done: bool) -> None:

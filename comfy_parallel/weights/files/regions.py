@@ -37,9 +37,13 @@ class Region:
         fd: what backs it; closed with the region.
         size: in bytes.
         file: the weight file whose bytes these are.
+
+    Attributes:
+        is_lost: whether its bytes are no longer those that its users were given.
     """
 
     fd = -1
+    is_lost = False
 
     def __init__(self, fd: int, size: int, file: Any) -> None:
         self.fd = fd

@@ -7,10 +7,11 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from comfy_parallel.weights.files import mapping
 from comfy_parallel.weights.files.formats import Identity
 from comfy_parallel.weights.files.mapping import MappedFile
 from comfy_parallel.weights.files.regions import ALIGNMENT, Region, SharedMemory, is_unwritten, origin_of, span_of
@@ -232,15 +233,20 @@ class Store:
         for file in self.files():
             self._drop(file)
 
-    def let_go(self, path: str) -> None:
+    def let_go(self, path: Any) -> None:
         """Let a file be overwritten by this process, which may not wait for itself."""
         try:
-            identity = Identity.of(path)
-        except FileNotFoundError:
+            stat = os.stat(path)
+        except OSError:  # It is new, or the writer says better what is wrong.
             return
-        file = self._files.get(identity)
-        if file is not None and isinstance(file.content, MappedFile):
-            file.content.let_go()
+        for file in self.files():
+            is_it = (file.identity.device, file.identity.inode) == (stat.st_dev, stat.st_ino)
+            if is_it and isinstance(file.content, MappedFile):
+                file.content.let_go()
+
+    def on_loss(self, note: Callable[[MappedFile, OSError], None]) -> None:
+        """Have this called with each mapping whose bytes could not be kept, and why; on any thread."""
+        mapping.on_loss = note
 
     def _drop(self, file: WeightFile) -> None:
         file.drop_unused()

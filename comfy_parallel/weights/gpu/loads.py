@@ -50,8 +50,11 @@ def unchanged(store: Store, pairs: Sequence[Pair]) -> list[Pair]:
     """
     found: list[Pair] = []
     in_blocks: dict[tuple[Any, Arrival | None], list[Pair]] = {}
-    for pair in pairs:
-        in_blocks.setdefault((pair[0].device, pair[1].arrival), []).append(pair)
+    for parameter, home in pairs:
+        if home.place[0].is_lost:
+            homes.forget(parameter)  # Its numbers are here only.
+        else:
+            in_blocks.setdefault((parameter.device, home.arrival), []).append((parameter, home))
     for (_, arrival), together in in_blocks.items():
         if arrival is not None and _is_sealed(arrival, together[0][0]):
             found += together

@@ -103,7 +103,7 @@ def overwrite(script: str, path: str) -> None:
     subprocess.run(["sh", "-c", script, "sh", path], check=True, timeout=PATIENCE_S)
 
 
-def run_python(source: str) -> subprocess.CompletedProcess[str]:
+def run_python(source: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run in a process of its own, from this directory's repository."""
     root = Path(__file__).parents[3]
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=root, check=False)
+    return subprocess.run([sys.executable, "-c", source, *args], capture_output=True, text=True, cwd=root, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,20 +211,46 @@ def test_a_file_that_is_not_there_is_named(store: Store, slot: Slot, tmp_path: P
 
 
 @pytest.mark.parametrize("is_slot", [True, False])
-def test_a_file_that_a_slot_saves_is_let_go_first(store: Store, slot: Slot, path: str, is_slot: bool) -> None:
+def test_a_file_that_safetensors_saves_is_let_go_first(store: Store, slot: Slot, path: str, is_slot: bool) -> None:
+    """Whoever saves it: a node's thread or another one."""
     views = read(store, path)
     file = store.find(path)
     outdated = []
 
-    def save_torch_file(sd: Any, ckpt: str, metadata: Any = None) -> None:
+    def save(tensors: Any, filename: Any, metadata: Any = None) -> None:
         outdated.append(file.is_outdated)
-        save_file(sd, ckpt, metadata=metadata)
+        save_file(tensors, filename, metadata=metadata)
 
     with entered(slot if is_slot else None):
-        wrapper(f"{UTILS}:save_torch_file")(save_torch_file)({"a": numbers(2)}, path, metadata={"b": "c"})
-    assert outdated == [is_slot]
+        wrapper("safetensors.torch:save_file")(save)({"a": numbers(2)}, Path(path), metadata={"b": "c"})
+    assert outdated == [True]
     assert bits(load_file(path)["a"]) == bits(numbers(2))
     assert bits(views["weight"]) == bits(numbers(6, 4))
+
+
+def test_a_file_that_torch_saves_is_let_go_first(store: Store, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "torch.serialization:_open_zipfile_writer_file.__init__"
+    writer = torch.serialization._open_zipfile_writer_file
+    views, file = read(store, path), store.find(path)
+    os.utime(path)  # It is the same file still.
+    outdated = []
+    original = writer.__init__
+
+    def init(self: Any, name: Any) -> None:
+        outdated.append(file.is_outdated)
+        original(self, name)
+
+    monkeypatch.setattr(writer, "__init__", wrapper(target)(init))
+    torch.save({"x": numbers(3)}, path)
+    assert outdated == [True]
+    assert bits(torch.load(path)["x"]) == bits(numbers(3))
+    assert bits(views["weight"]) == bits(numbers(6, 4))
+
+
+def test_what_cannot_be_saved_is_said_by_who_saves(store: Store, tmp_path: Path) -> None:
+    for target in (tmp_path / "none" / "a.safetensors", tmp_path):
+        with pytest.raises(Exception, match=r"No such file|Is a directory|I/O error"):
+            wrapper("safetensors.torch:save_file")(save_file)({"a": numbers(2)}, target)
 
 
 # Loading and moving modules, with the patches really applied.

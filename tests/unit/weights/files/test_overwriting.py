@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,92 @@ def test_letting_go_of_what_nobody_mapped_does_nothing(store: Store, path: str, 
     for _ in range(times):
         store.let_go(path)
     assert bits(views["a"]) == bits(numbers(COUNT))
+
+
+# The process that the kernel tells.
+
+
+@pytest.fixture
+def leases(monkeypatch: pytest.MonkeyPatch) -> Leases:
+    own = Leases(mapping._broken)
+    monkeypatch.setattr(mapping, "_leases", own)
+    return own
+
+
+def test_another_one_is_told_when_it_ends(
+    leases: Leases, store: Store, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = Users(store, path)
+    assert leases._guard is not None
+    first, _ = leases._guard
+    first.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while leases._guard is None or leases._guard[0] is first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(lines(caplog, "it starts again")) == 1
+    overwrite(TRUNCATE, path)
+    assert users.bits() == users.expected
+
+
+def test_without_one_files_are_copied(leases: Leases, store: Store, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/none")
+    assert isinstance(content_of(store, path), SharedMemory)
+
+
+# Where the old bytes cannot be kept.
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is told. No memory is left for copies."""
+    found: list[Any] = []
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mapping, "_copy_in_place", fail)
+    monkeypatch.setattr(mapping, "on_loss", lambda region, error: found.append((region, error.errno)))
+    return found
+
+
+@pytest.mark.parametrize("script", [TRUNCATE, ENLARGE, PATCH])
+def test_bytes_that_cannot_be_kept_are_told_and_read_as_zeros(
+    store: Store, path: str, losses: list[Any], script: str
+) -> None:
+    users = Users(store, path)
+    region = store.find(path).content
+    overwrite(script, path)
+    assert losses == [(region, errno.ENOMEM)]
+    assert region is not None
+    assert region.is_lost
+    assert {byte for content in users.bits() for byte in content} == {0}, "a read does not end the process"
+    users.views["a"].fill_(1)
+
+
+def test_what_is_lost_is_read_anew(store: Store, path: str, tmp_path: Path, losses: list[Any]) -> None:
+    users = Users(store, path)
+    new = write(tmp_path / "new.safetensors", a=numbers(COUNT, start=70))
+    overwrite(f"cat '{new}' > \"$1\"", path)
+    assert bits(read(store, path)["a"]) == bits(numbers(COUNT, start=70))
+    assert users.bits() != users.expected
+
+
+def test_nothing_is_lost_where_nobody_uses_it(store: Store, path: str, losses: list[Any]) -> None:
+    region = content_of(store, path)
+    overwrite(TRUNCATE, path)
+    assert losses == []
+    assert not region.is_lost
+
+
+def test_without_a_listener_a_loss_is_loud(
+    store: Store, path: str, losses: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "on_loss", mapping._tell_of_loss)
+    users = Users(store, path)
+    overwrite(TRUNCATE, path)
+    assert [record.levelname for record in caplog.records if "could not be kept" in record.getMessage()] == ["CRITICAL"]
+    assert users.shared is not None
 
 
 # By renaming another file over it, or removing it.
