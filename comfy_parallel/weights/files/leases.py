@@ -44,6 +44,7 @@ class Leases:
         self._lock = threading.Lock()
         self._guard: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._thread_id: int | None = None
+        self._is_told_again = False
         self._signal = signal.SIGRTMIN + 7  # from the kernel to the guard, and from it to a thread that waits
         _every.add(self)
 
@@ -94,7 +95,10 @@ class Leases:
     def _watch(self, guard: subprocess.Popen[bytes], told: socket.socket) -> None:
         self._thread_id = threading.get_native_id()
         while told.recv(1):
-            self._serve()
+            self._is_told_again = True
+            while self._is_told_again:
+                self._is_told_again = False
+                self._serve()
         guard.wait()
         self._replace_guard()
 
@@ -132,8 +136,8 @@ class Leases:
             action()
             return
         told.send(b"m")
-        while told.recv(1) not in (b"y", b""):  # It may tell of another file first: `_serve` looks at all of them.
-            pass
+        while told.recv(1) not in (b"y", b""):
+            self._is_told_again = True  # of another file, which `_serve` may have looked at already
         action()
         told.send(b"c" if self.is_breaking else b"d")
 
