@@ -11,14 +11,13 @@ from comfy_parallel.isolation.packs.uses import MODULE, Unit
 
 Place = tuple[str, str]  # a unit's file and name
 
-_ROUTES = {"get", "post", "put", "delete", "patch", "view", "head", "ws", "route", "middleware"}
 _HANDS_OVER = {
     *("add_route", "add_get", "add_post", "add_put", "add_delete", "add_on_prompt_handler", "add_middleware"),
     *("run_coroutine_threadsafe", "call_soon_threadsafe", "add_signal_handler", "on_startup", "on_shutdown"),
 }
 _STARTS = {"Thread", "Timer", "submit", "run_in_executor", "create_task", "ensure_future", "start_new_thread"}
 _ASKED_BY_THE_SERVER = {"INPUT_TYPES", "VALIDATE_INPUTS", "validate_inputs", "define_schema", "comfy_entrypoint"}
-_MOST_NAMESAKES = 4
+_MOST_NAMESAKES = {"outside": 4, "job": 25}  # of a method, for a call by its name to count as one of each of them
 
 
 class Callers:
@@ -31,9 +30,12 @@ class Callers:
         for place in self._units:
             if "." in place[1]:
                 self._methods[place[1].rpartition(".")[2]].append(place)
-        self._next = {place: set(self._reached_by(unit)) & self._units.keys() for place, unit in self._units.items()}
+        self._next = {
+            kind: {place: set(self._reached_by(unit, most)) & self._units.keys() for place, unit in self._units.items()}
+            for kind, most in _MOST_NAMESAKES.items()
+        }
         self.nodes = {place for path, file in pack.files.items() for place in self._node_classes(path)}
-        self.outside = self.reach(self._outside_roots())
+        self.outside = self.reach(self._outside_roots(), "outside")
         self.job = self.reach(self._job_roots())
         self.importing = self.reach(self._import_roots()) - self.job - self.outside
         self._reaches = {place: self.reach(self._methods_of(place)) for place in sorted(self.nodes)}
@@ -46,7 +48,7 @@ class Callers:
         """The node classes whose methods get to a unit."""
         return frozenset(owner for (_, owner), reached in self._reaches.items() if place in reached)
 
-    def reach(self, roots: Iterable[Place]) -> set[Place]:
+    def reach(self, roots: Iterable[Place], kind: str = "job") -> set[Place]:
         """The roots and all that they lead to."""
         found: set[Place] = set()
         waiting = [root for root in roots if root in self._units]
@@ -54,14 +56,14 @@ class Callers:
             place = waiting.pop()
             if place not in found:
                 found.add(place)
-                waiting.extend(self._next[place] - found)
+                waiting.extend(self._next[kind][place] - found)
         return found
 
-    def _reached_by(self, unit: Unit) -> Iterator[Place]:
+    def _reached_by(self, unit: Unit, most: int) -> Iterator[Place]:
         for thing in unit.refers if unit.name != MODULE else ():
             yield from self._places(thing)
         for name in unit.methods_called if unit.name != MODULE else ():
-            if 0 < len(self._methods[name]) <= _MOST_NAMESAKES:
+            if 0 < len(self._methods[name]) <= most:
                 yield from self._methods[name]
 
     def _places(self, thing: Thing) -> Iterator[Place]:
@@ -105,10 +107,10 @@ class Callers:
         for place in self._units:
             if place[1].rpartition(".")[2] in _ASKED_BY_THE_SERVER:
                 yield place
-        for unit in self._units.values():
+        for place, unit in self._units.items():
             yield from self._handed_over(unit)
-        for path, file in self._pack.files.items():
-            yield from self._decorated(path, file.tree)
+            if unit.is_route:
+                yield place
 
     def _handed_over(self, unit: Unit) -> set[Place]:
         """What a unit gives to the server or, when it runs at import, to a thread."""
@@ -121,28 +123,3 @@ class Callers:
                     thing = self._pack.resolve(unit.path, leaf) if isinstance(leaf, ast.Name | ast.Attribute) else None
                     found |= set(self._places(thing)) if thing is not None else set()
         return found
-
-    def _decorated(self, path: str, tree: ast.Module) -> Iterator[Place]:
-        for place, node in _unit_nodes(path, tree):
-            functions = (leaf for leaf in ast.walk(node) if isinstance(leaf, ast.FunctionDef | ast.AsyncFunctionDef))
-            if any(_is_route(decorator) for function in functions for decorator in function.decorator_list):
-                yield place
-
-
-def _unit_nodes(path: str, tree: ast.Module) -> Iterator[tuple[Place, ast.AST]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield (path, f"{node.name}.{method.name}"), method
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield (path, node.name), node
-
-
-def _is_route(decorator: ast.expr) -> bool:
-    if isinstance(decorator, ast.Call):
-        decorator = decorator.func
-    if not isinstance(decorator, ast.Attribute) or decorator.attr not in _ROUTES:
-        return False
-    owner = ast.unparse(decorator.value).lower()
-    return any(word in owner for word in ("route", "app", "server", "web"))

@@ -21,7 +21,7 @@ class Finding:
     """One thing that a pack's code changes for the whole process while jobs run.
 
     `file` is relative to the pack's folder; `name` is dotted for attributes. `classes` are the node classes whose
-    code reaches the change; none means that it cannot be told which do.
+    code reaches the change.
     """
 
     kind: str

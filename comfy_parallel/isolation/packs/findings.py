@@ -7,6 +7,8 @@ import functools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from comfy_parallel.isolation.packs.callers import Callers
@@ -60,10 +62,11 @@ class Look:
 
     def findings(self) -> Iterator[Finding]:
         """In no order."""
-        yield from self._state()
-        yield from self._host_writes()
-        yield from self._switches()
-        yield from self._devices()
+        for found in chain(self._state(), self._host_writes(), self._switches(), self._devices()):
+            if found.treatment == ALONE and not found.classes:
+                yield replace(found, treatment=SHARED, reason="no node's code leads here")
+            else:
+                yield found
 
     def per_slot(self) -> dict[str, set[str]]:
         """For each file, the names that every slot gets its own of: `name`, `Class.name`."""
@@ -170,8 +173,7 @@ class Look:
         return file.values.get(name)
 
     def _classes(self, made_by: Iterator[Unit]) -> frozenset[str]:
-        reaching = [self._callers.classes_reaching((unit.path, unit.name)) for unit in made_by]
-        return frozenset().union(*reaching) if all(reaching) else frozenset()
+        return frozenset().union(*(self._callers.classes_reaching((unit.path, unit.name)) for unit in made_by))
 
     def _host_writes(self) -> Iterator[Finding]:
         for unit, change in self._job_changes():

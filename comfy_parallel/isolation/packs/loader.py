@@ -87,10 +87,12 @@ def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> Any:
     """Give the module what its functions will ask for; its code, or None where nothing is to be rewritten."""
     vars(module)[PACK] = str(root)
     vars(module)[writes.SHARED] = plan.shared
+    if not plan.is_needed:
+        return None
+    _provide(module, plan)
     tree = parsed(path)
     if tree is None or not rewrite(tree, plan):
         return None
-    _provide(module, plan)
     return compile(tree, str(path), "exec", dont_inherit=True)
 
 

@@ -52,6 +52,7 @@ def _file_plan(pack: Pack, path: str, per_slot: dict[str, set[str]], shared: set
                 imported[name] = (alias, thing.name)
                 accessors[(node.level, node.module or "")][ACCESSOR if thing.path == source else alias] = alias
     plan.imported, plan.accessors = imported, accessors
+    plan.is_needed = bool(names or imported or pack.files[path].writes_to_others)
     return plan
 
 

@@ -31,6 +31,7 @@ class Plan:
         accessors: line-independent import statements: (level, module) -> accessors to import from there, with the
             names they get.
         shared: names that must stay one.
+        is_needed: whether anything in the file may have to be rewritten.
         is_pack: whether the file is a pack's, whose writes to others are the slot's own.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     accessors: Mapping[tuple[int, str], Mapping[str, str]] = field(default_factory=dict)
     is_pack: bool = True
     shared: set[str] = field(default_factory=set)
+    is_needed: bool = True
 
 
 def rewrite(tree: ast.Module, plan: Plan) -> bool:

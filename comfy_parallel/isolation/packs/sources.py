@@ -37,14 +37,16 @@ class File:
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
     declared: set[str] = field(default_factory=set)
+    writes_to_others: bool = False  # to attributes of other things than `self`, as far as can be told; or it caches
 
     def __post_init__(self) -> None:
         for statement in _module_level(self.tree):
             self._add(statement)
-        nodes = list(ast.walk(self.tree))
-        for node in nodes:
+        for node in ast.walk(self.tree):
             self._add_import(node)
-        self.declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+            if isinstance(node, ast.Global):
+                self.declared.update(node.names)
+            self.writes_to_others = self.writes_to_others or _writes_to_others(node)
         for name in self.declared:
             if name not in self.functions and name not in self.classes:
                 self.values.setdefault(name, None)
@@ -216,6 +218,17 @@ def _module_level(tree: ast.AST) -> Iterator[ast.stmt]:
             yield child
         if isinstance(child, ast.If | ast.Try | ast.With | ast.For | ast.While | ast.ExceptHandler):
             yield from _module_level(child)
+
+
+def _writes_to_others(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=owner, ctx=ast.Store() | ast.Del()):
+            return not (isinstance(owner, ast.Name) and owner.id == "self")
+        case ast.Name(id="setattr" | "delattr" | "vars" | "lru_cache" | "cache"):
+            return True
+        case ast.Attribute(attr="__dict__" | "lru_cache" | "cache"):
+            return True
+    return False
 
 
 def _assigned(node: ast.stmt) -> dict[str, ast.expr | None]:

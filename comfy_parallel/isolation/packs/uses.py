@@ -15,6 +15,8 @@ MUTATORS = KEYED | {
     *("popleft", "sort", "reverse", "rotate", "subtract", "put_nowait", "__setitem__", "__delitem__"),
 }
 MODULE = "<module>"
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+_ROUTES = {"get", "post", "put", "delete", "patch", "view", "head", "ws", "route", "middleware"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Unit:
     methods_called: set[str] = field(default_factory=set)  # of objects of which it cannot be told what they are
     calls: list[tuple[Thing, ast.Call]] = field(default_factory=list)
     unknown_calls: list[tuple[str, ast.Call]] = field(default_factory=list)
+    is_route: bool = False  # or has one in it
 
     @property
     def class_name(self) -> str | None:
@@ -60,7 +63,7 @@ def units(pack: Pack) -> Iterator[Unit]:
                 yield _used(pack, path, f"{class_name}.{name}", function, class_name)
 
 
-def _used(pack: Pack, path: str, name: str, function: ast.AST, class_name: str | None) -> Unit:
+def _used(pack: Pack, path: str, name: str, function: Function, class_name: str | None) -> Unit:
     unit = Unit(path, name)
     _Walk(pack, unit, class_name).walk_function(function)
     return unit
@@ -81,8 +84,9 @@ class _Walk(ast.NodeVisitor):
         """All that runs at import; the bodies of functions and methods are units of their own."""
         self.generic_visit(tree)
 
-    def walk_function(self, function: ast.AST) -> None:
-        if self._class is not None and isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+    def walk_function(self, function: Function) -> None:
+        self._unit.is_route = any(map(_is_route, function.decorator_list))
+        if self._class is not None:
             arguments = [*function.args.posonlyargs, *function.args.args]
             self._itself = {arguments[0].arg} if arguments else set()
         self._inside(function)
@@ -97,6 +101,7 @@ class _Walk(ast.NodeVisitor):
         for part in outer_parts(node):
             decorates = part in getattr(node, "decorator_list", ())
             self._refer(part) if decorates and isinstance(part, ast.expr) else self.visit(part)
+            self._unit.is_route |= decorates and self._unit.name != MODULE and _is_route(part)
         is_unit = self._unit.name == MODULE and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if not is_unit:
             self._inside(node)
@@ -275,6 +280,15 @@ class _Walk(ast.NodeVisitor):
             member.name.partition(".")[0]
         )
         return member if defined else None
+
+
+def _is_route(decorator: ast.AST) -> bool:
+    if isinstance(decorator, ast.Call):
+        decorator = decorator.func
+    if not isinstance(decorator, ast.Attribute) or decorator.attr not in _ROUTES:
+        return False
+    owner = ast.unparse(decorator.value).lower()
+    return any(word in owner for word in ("route", "app", "server", "web"))
 
 
 def _set_on_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
