@@ -12,6 +12,7 @@ from comfy_parallel.config import Config, misspelt
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, facts
+from comfy_parallel.isolation.packs import loader
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
@@ -67,6 +68,7 @@ def _put_on() -> None:
     _patches = patch_set
     _search = Search(host_dir)
     pool.when_server_is_made(_complete_server, _take_over)
+    loader.use(_config.packs)
     patch_set.install()
     if _patches is not None:  # Not None unless a module that was there already did not fit.
         graphs = "graphs" in patch_set.features()

@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from comfy_parallel.graphs.signature import PLAIN
+from comfy_parallel.slots.own_names import as_written
 
 _PACKAGES = frozenset({"comfy", "comfy_kitchen", "einops", "flash_attn", "sageattention", "torch", "xformers"})
 _MODULES = frozenset(
@@ -177,18 +178,20 @@ class _Space:
 class _Parts:
     """What a function is made of, which can be replaced within it."""
 
-    __slots__ = ("_function", "_parts")
+    __slots__ = ("_code", "_function", "_parts")
 
     def __init__(self, function: FunctionType) -> None:
-        self._function = function
+        self._function, self._code = function, function.__code__
         self._parts = self._read()
 
     def are_unchanged(self) -> bool:
+        if self._function.__code__ is not self._code and as_written(self._function.__code__) != as_written(self._code):
+            return False
         return _are_equal(self._read(), self._parts)
 
     def _read(self) -> list[Any]:
         function = self._function
-        return [function.__code__, function.__defaults__, *(function.__kwdefaults__ or {}).items()]
+        return [function.__defaults__, *(function.__kwdefaults__ or {}).items()]
 
 
 def _are_equal(some: Any, others: Any) -> bool:

@@ -13,7 +13,7 @@ from comfy_parallel.slots import own_names
 _code = CodeWatch()
 
 
-def surroundings() -> Hashable:
+def surroundings() -> tuple[Hashable, ...]:
     """Equal to an earlier value if nothing has changed since."""
     return _code.version(), own_names.state(), _switches()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from comfy_parallel.slots.slot import SlotLocal, current_slot
@@ -77,6 +77,19 @@ def _node() -> Any:
 def state() -> Hashable:
     """Equal to an earlier value if the calling slot sees the same values of the host's names again."""
     return _writes.get().state
+
+
+_codes: dict[int, tuple[CodeType, CodeType]] = {}
+
+
+def note_code(new: CodeType, old: CodeType) -> None:
+    """`new` does what `old` did where a slot has no values of its own."""
+    _codes[id(new)] = new, as_written(old)
+
+
+def as_written(code: CodeType) -> CodeType:
+    """The code that a function had before it asked for the slot's values."""
+    return _codes[id(code)][1] if id(code) in _codes else code
 
 
 def begin_job(prompt: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs import writes
 from comfy_parallel.isolation.packs.copies import PACK, own_copy
 from comfy_parallel.isolation.packs.finding import Finding
@@ -35,6 +36,12 @@ logger = logging.getLogger(__name__)
 _OURS = Path(__file__).resolve().parents[3]
 _plans: dict[Path, PackPlan] = {}
 _lock = threading.RLock()
+_modes = [PackModes()]
+
+
+def use(modes: PackModes) -> None:
+    """Leave packs as they are whose mode is `trust`; before any of them is imported."""
+    _modes[:] = [modes]
 
 
 def found() -> dict[Path, list[Finding]]:
@@ -70,7 +77,8 @@ def _pack_of(path: str) -> Path | None:
         if path.startswith(folder):
             top = path[len(folder) :].split("/", 1)[0]
             root = Path(path) if is_host else Path(folder, top)
-            return None if root.resolve() == _OURS else root
+            is_left = _modes[0].of(root.name.removesuffix(".py")) == "trust" or root.resolve() == _OURS
+            return None if is_left else root
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from comfy_parallel.isolation.packs.rewrite import SET, Plan, rewrite
 from comfy_parallel.isolation.packs.sources import parsed
 from comfy_parallel.patching.namespaces import Overlay
+from comfy_parallel.slots import own_names
 from comfy_parallel.slots.own_names import ACCESSOR, Namespace
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def redirect(namespace: Namespace, name: str, plan: Plan) -> None:
         vars(module)[SET] = set_and_return
         for function, code in pairs:
             assert code is not None
+            own_names.note_code(code, function.__code__)
             function.__code__ = code
     plan.names.add(name)
 

@@ -14,6 +14,11 @@ import pytest
 import torch
 
 from comfy_parallel.graphs.code_watch import CodeWatch
+from comfy_parallel.graphs.surroundings import surroundings
+from comfy_parallel.isolation.packs import writes
+from comfy_parallel.slots import own_attributes, own_names
+from comfy_parallel.slots.slot import entered
+from tests.fakes import make_slots
 
 LONGEST_S = 1e-3
 
@@ -209,3 +214,36 @@ def test_a_look_takes_well_under_a_millisecond(monkeypatch: pytest.MonkeyPatch) 
         watch.version()
         taken.append(time.perf_counter() - started)
     assert min(taken) < LONGEST_S
+
+
+def test_what_a_slot_has_its_own_of_changes_nothing_for_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Its own value does not stand in the module or class, which only learn to ask for it."""
+    path = tmp_path / "fake.py"
+    path.write_text(
+        "def scale(q):\n    return q\n\ndef forward(q):\n    return scale(q)\n\nclass Layer:\n    size = 1\n"
+    )
+    made = ModuleType("comfy.ldm.own")
+    made.__file__ = str(path)
+    exec(compile(path.read_text(), str(path), "exec"), vars(made))
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    layer, forward = vars(made)["Layer"], vars(made)["forward"]
+    watch = CodeWatch()
+    before = watch.version()
+    watch.include([layer], [forward.__code__])
+    first, second = make_slots("cpu", "cpu")
+    try:
+        with entered(first):
+            state = surroundings()
+            writes.owner(made).scale = other
+            writes.owner(layer).forward = other
+            assert (forward(2), layer.forward(2)) == (-2, -2)
+            assert surroundings() != state
+        with entered(second):
+            assert forward(2) == 2
+            assert surroundings()[1:] == state[1:]
+        assert watch.version() == before
+        forward.__code__ = other.__code__
+        assert watch.version() != before
+    finally:
+        own_names.revert()
+        own_attributes.revert()

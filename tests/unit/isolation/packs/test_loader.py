@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from comfy_parallel.config import PackModes
+from comfy_parallel.isolation.packs import loader
 from comfy_parallel.isolation.threads import start_in_slot
 from comfy_parallel.slots.slot import entered
 from tests.fakes import make_slots
@@ -413,3 +415,19 @@ def test_an_import_in_a_job_makes_what_all_slots_start_with(load: Load, in_slot:
     later = "rows = []\ndef fill():\n    rows.append(0)\nfill()\ndef put():\n    rows.append(1)\n    return rows"
     pack = load(text, later=later)
     assert [in_slot(slot, pack.get) for slot in (0, 0, 1)] == [[0, 1, 1], [0, 1, 1], [0, 1]]
+
+
+def test_a_trusted_pack_is_loaded_as_it_is(load: Load, in_slot: InSlot) -> None:
+    loader.use(PackModes(named=(("pack", "trust"),)))
+    try:
+        pack = load(KINDS["global"])
+    finally:
+        loader.use(PackModes())
+    in_slot(0, pack.put, 1)
+    assert in_slot(1, pack.get) == 1
+
+
+def test_a_file_may_lend_a_name_that_it_does_not_use_itself(load: Load, in_slot: InSlot) -> None:
+    pack = load(SHARED_BY_TWO_FILES["by name"], shared="rows = [0]")
+    in_slot(0, pack.put, 1)
+    assert [in_slot(slot, pack.get) for slot in (0, 1)] == [1, 0]
