@@ -5,7 +5,9 @@
 Makes full-size models of random weights (benchmarks/full_size.py), starts all servers once, and measures for each
 model, in order of importance and until the budget is spent: images per hour and their ratio to one stock process and
 to N of them, the GPUs' busy share, the CPU seconds that the server processes spend per image (all of their threads,
-in Python and outside), and how long a first job takes: after start, and with a shape that has not been seen.
+in Python and outside), and how long a first job takes: after start, and with a shape that has not been seen. For one
+stock process and for one slot, also how long the interpreter is held per image, if py-spy is installed: it decides how
+many GPUs one process can feed. The same jobs on both are compared byte for byte. The short table comes last.
 Stock runs with OMP_NUM_THREADS=4, which is best for it, and N of them with its defaults as well (--stock-defaults
 MODEL). Timings gate nothing. `--devices cpu,cpu --tiny` proves on a laptop that all of it works.
 """
@@ -30,6 +32,7 @@ from typing import Any
 REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
+import interpreter
 from full_size import start_making
 
 from tests.host import graph_cases
@@ -40,6 +43,8 @@ from tests.host.workflows import Workflow, node, txt2img
 POLL_S = 0.05
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 END_S = 15  # what stopping the servers and printing may take
+HELD_S = 6  # for how long the interpreter is looked at
+COMPARED = 3  # images per model
 DEFAULTS_S = 60  # what starting N more stock processes and a first job may take
 Use = tuple[HostServer, int | None]  # a server and the slot to send jobs to
 
@@ -61,12 +66,21 @@ class Row:
     images_per_hour: float
     busy_share: float | None
     cpu_s_per_image: float
+    held_ms_per_image: float | None = None  # the interpreter
+
+    @property
+    def gpus_fed(self) -> float | None:
+        """How many GPUs like this one a process can keep at this speed, before it is always in the interpreter."""
+        if not self.held_ms_per_image:
+            return None
+        return 3600 * 1000 / (self.images_per_hour * self.held_ms_per_image)
 
 
 @dataclass
 class Results:
     rows: list[Row] = field(default_factory=list)
     firsts: list[tuple[str, str, float]] = field(default_factory=list)
+    equal: dict[str, str] = field(default_factory=dict)  # by model
     notes: list[str] = field(default_factory=list)
 
 
@@ -263,6 +277,9 @@ def measure_model(
     plan |= {ours(number): graphs[:number] for number in (2, 4) if number < count}
     for what, uses in plan.items():
         measure(model, what, uses, options, deadline, results)
+        if what in (processes(1), ours(1)):
+            look_at_interpreter(model, uses[0], deadline, results)
+    results.equal[model.name] = compare(model, servers, deadline)
     for what, uses in ((f"{ours(count)}, graphs off", eager), (f"{ours(1)}, graphs off", eager[:1])):
         measure(with_few_jobs(model), what, uses, options, deadline, results)
     steps = [queue["graphs"] for queue in servers.graphs.request("GET", "/queue/all")[1]["queues"]]
@@ -352,6 +369,35 @@ def measure(
     print(f"{row.model:6}{row.what:40}{row.images_per_hour:10.0f} images/h", flush=True)
 
 
+def look_at_interpreter(model: Model, use: Use, deadline: Deadline, results: Results) -> None:
+    """Add to the last row how long the interpreter was held. In a run of its own: to look takes time, too."""
+    if not interpreter.is_available() or deadline.left_s < 2 * HELD_S or not results.rows:
+        results.notes.append(f"left out, no py-spy or no time: {model.name}, how long the interpreter is held")
+        return
+    row = results.rows[-1]
+    per_s = row.images_per_hour / 3600
+    with ThreadPoolExecutor(1) as pool:
+        jobs = pool.submit(run, model, [(*use, 2 + int(per_s * (HELD_S + 1)))], deadline)
+        share = interpreter.held_share(use[0].pid, HELD_S)
+        jobs.result()
+    row.held_ms_per_image = None if share is None else 1000 * share / per_s
+
+
+def compare(model: Model, servers: Servers, deadline: Deadline) -> str:
+    """How many images of the same jobs are the same bytes on stock and on ours."""
+    jobs = [model.job(new_seed()) for _ in range(COMPARED)]
+    stock, graphs = servers.stock[0], servers.graphs
+    expected = images_of(stock, run_jobs(stock, [(job, None) for job in jobs], deadline))
+    found = images_of(graphs, run_jobs(graphs, [(job, 0) for job in jobs], deadline))
+    return f"{sum(map(bytes.__eq__, expected, found))} of {len(expected)}"
+
+
+def images_of(server: HostServer, entries: Sequence[Any]) -> list[bytes]:
+    saved = [image for entry in entries for output in entry["outputs"].values() for image in output.get("images", ())]
+    folder = server.base_dir / "output"
+    return [(folder / image["subfolder"] / image["filename"]).read_bytes() for image in saved]
+
+
 def run(model: Model, uses: Sequence[tuple[HostServer, int | None, int]], deadline: Deadline) -> None:
     """`(server, slot, jobs)` each; return when all have ended."""
     work: dict[int, tuple[HostServer, list[tuple[Workflow, int | None]]]] = {}
@@ -361,16 +407,18 @@ def run(model: Model, uses: Sequence[tuple[HostServer, int | None, int]], deadli
         list(pool.map(lambda server_jobs: run_jobs(*server_jobs, deadline), work.values()))
 
 
-def run_jobs(server: HostServer, jobs: Sequence[tuple[Workflow, int | None]], deadline: Deadline) -> None:
+def run_jobs(server: HostServer, jobs: Sequence[tuple[Workflow, int | None]], deadline: Deadline) -> list[Any]:
     """One small request at a time asks a server whether it is done: what is measured is not to be the asking."""
     ids = [server.submit(job, slot)["prompt_id"] for job, slot in jobs]
     while server.request("GET", "/prompt")[1]["exec_info"]["queue_remaining"]:
         if deadline.left_s < 0:
             raise HostServerError(f"no time left for {len(ids)} jobs")
         time.sleep(POLL_S)
-    for job_id, entry in server.wait(ids).items():
+    entries = server.wait(ids)
+    for job_id, entry in entries.items():
         if not entry["status"]["completed"]:
             raise HostServerError(f"job {job_id} failed: {entry['status']}")
+    return [entries[job_id] for job_id in ids]
 
 
 _seeds = iter(range(1, 1 << 30))
@@ -439,7 +487,20 @@ def report(results: Results, options: argparse.Namespace) -> None:
     print(f"\n{'seconds until the result of one job':46}{'s':>10}")
     for model, what, seconds in results.firsts:
         print(f"{model:6}{what:40}{seconds:10.2f}")
-    print(*results.notes, sep="\n", flush=True)
+    print(*results.notes, sep="\n")
+    report_shortly(results, options)
+
+
+def report_shortly(results: Results, options: argparse.Namespace) -> None:
+    print(f"\n{'':46}{'images/h':>10}{'/ stock':>9}{'ms in Python':>14}{'GPUs fed':>10}{'same bytes':>12}")
+    for row in results.rows:
+        if row.what not in (processes(1), ours(1), ours(len(options.devices))):
+            continue
+        held = "" if row.held_ms_per_image is None else f"{row.held_ms_per_image:.0f}"
+        fed = "" if row.gpus_fed is None else f"{row.gpus_fed:.1f}"
+        equal = results.equal.get(row.model, "") if row.what == ours(1) else ""
+        rates = f"{row.images_per_hour:10.0f}{ratio(row, rate_of(results, row.model, processes(1))):>9}"
+        print(f"{row.model:6}{row.what:40}{rates}{held:>14}{fed:>10}{equal:>12}", flush=True)
 
 
 def rate_of(results: Results, model: str, what: str) -> float | None:
