@@ -13,6 +13,8 @@ from weakref import WeakSet
 import torch
 
 CATEGORY = "comfy_parallel/test"
+WAYS = ["setting", "forward", "nothing", "sampling", "evict", "evict all", "fail"]
+PAGE = 32 << 20
 FAKE_GRAPHS = "CPT_FAKE_GRAPHS"
 
 
@@ -38,7 +40,9 @@ class CPTMeddle:
     """Changes a setting of the model in the middle of sampling, behind the back of ComfyUI, as some packs do.
 
     `way`: `setting` changes a layer's attribute in every second step, `forward` replaces a layer's forward in the same
-    steps, `nothing` only wraps the step, `sampling` lets code of this pack run in each step.
+    steps, `nothing` only wraps the step, `sampling` lets code of this pack run in each step. On hosts with dynamic VRAM
+    `evict` takes the memory of a page of the model away before every third step, `evict all` that of all pages, and
+    `fail` lets the third step have too little memory.
     """
 
     CATEGORY = CATEGORY
@@ -47,7 +51,7 @@ class CPTMeddle:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "way": (["setting", "forward", "nothing", "sampling"],)}}
+        return {"required": {"model": ("MODEL",), "way": (WAYS,)}}
 
     def meddle(self, model: Any, way: str) -> tuple[Any]:
         if way == "sampling":
@@ -57,6 +61,10 @@ class CPTMeddle:
 
         def wrapper(apply_model: Callable[..., Any], call: dict[str, Any]) -> Any:
             calls[0] += 1
+            if way.startswith(("evict", "fail")):
+                if calls[0] % 3 == 0:
+                    press(model, way)
+                return apply_model(call["input"], call["timestep"], **call["c"])
             if way == "nothing" or calls[0] % 2:
                 return apply_model(call["input"], call["timestep"], **call["c"])
             return meddled(norm, way, lambda: apply_model(call["input"], call["timestep"], **call["c"]))
@@ -64,6 +72,37 @@ class CPTMeddle:
         model = model.clone()
         model.set_model_unet_function_wrapper(wrapper)
         return (model,)
+
+
+def press(model: Any, way: str) -> None:
+    """As if memory was short."""
+    if way == "fail":
+        raise torch.OutOfMemoryError
+    for pages in model.model.dynamic_vbars.values():
+        pages.free_memory(PAGE if way == "evict" else 1e12)
+        pages.prioritize()
+
+
+class CPTPages:
+    """Passes a latent on if no page of a loaded model is pinned, and fails otherwise."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "check"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"samples": ("LATENT",)}}
+
+    def check(self, samples: Any) -> tuple[Any]:
+        import comfy.model_management
+
+        for loaded in list(comfy.model_management.current_loaded_models):
+            for pages in getattr(loaded.model.model, "dynamic_vbars", {}).values():
+                pinned = sum(1 for state in pages.get_residency() if state & 2)
+                if pinned:
+                    raise RuntimeError(f"{pinned} pages of {type(loaded.model.model).__name__} are pinned")
+        return (samples,)
 
 
 def with_own_sampling(model: Any) -> Any:
@@ -137,4 +176,4 @@ def give_cpu_slots_fake_graphs() -> None:
 if os.environ.get(FAKE_GRAPHS):
     give_cpu_slots_fake_graphs()
 
-NODES = {node.__name__: node for node in (CPTConditioning, CPTMeddle)}
+NODES = {node.__name__: node for node in (CPTConditioning, CPTMeddle, CPTPages)}
