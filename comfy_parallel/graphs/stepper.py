@@ -69,12 +69,13 @@ class _Known:
     surroundings: Hashable = None
     epoch: int = 0
     losses: int = 0
-    lost_in: int = 0
+    lost_in: tuple[int, int] = (0, 0)
 
-    def note_loss(self, sampling: int) -> None:
-        """A recording was lost, or one could not be made for the moment, in this run of a sampler."""
-        self.losses = self.losses + 1 if self.lost_in == sampling else 1
-        self.lost_in = sampling
+    def note_loss(self, sampling: int, step: int) -> None:
+        """A recording was lost, or one could not be made for the moment, or both, in this step of a sampler."""
+        if self.lost_in != (sampling, step):
+            self.losses = self.losses + 1 if self.lost_in[0] == sampling else 1
+            self.lost_in = sampling, step
 
 
 class Stepper:
@@ -95,7 +96,7 @@ class Stepper:
         self._recorder = recorder
         self._known: WeakKeyDictionary[Any, OrderedDict[Hashable, _Known]] = WeakKeyDictionary()
         self._epoch = 0
-        self._sampling = 0
+        self._sampling = self._steps = 0
         self._given_back = 0
         self._lock = threading.Lock()  # A recording has one set of buffers; a node may have threads of its own.
 
@@ -115,6 +116,7 @@ class Stepper:
         if not self._lock.acquire(blocking=False):
             return self.eager(forward, model, arguments, "two at once")
         try:
+            self._steps += 1
             known = self._find(model, key)
             if known.recording is not None and self._is_valid(known) and self._holds(known):
                 result = self._replay(known, tensors)
@@ -201,13 +203,13 @@ class Stepper:
             self._recorder.wait()
         if known.state is not None:
             known.recording = known.state = known.refused = None
-            known.note_loss(self._sampling)
+            known.note_loss(self._sampling, self._steps)
 
     def _reason_to_wait(self, known: _Known) -> str | None:
         """Why not to record this call."""
         if known.refused is not None and (known.epoch == self._epoch or self._is_valid(known)):
             return known.refused
-        if known.losses >= MOST_LOSSES and known.lost_in == self._sampling:
+        if known.losses >= MOST_LOSSES and known.lost_in[0] == self._sampling:
             return known.refused or "a model that keeps changing"
         if not known.is_seen:
             known.is_seen = True
@@ -262,7 +264,7 @@ class Stepper:
         if isinstance(refusal, UncapturableNow):
             known.state = None
         if known.state is None:
-            known.note_loss(self._sampling)
+            known.note_loss(self._sampling, self._steps)
         logger.info("%s runs eagerly: %s", type(model).__name__, refusal, exc_info=refusal.__cause__)
         self.stats.eager[str(refusal)] += 1
 

@@ -431,6 +431,25 @@ def test_a_model_that_keeps_changing_is_not_recorded_for_ever(stepper: Stepper) 
     assert stepper.stats.replays == 2
 
 
+def test_a_model_that_is_changed_in_some_steps_only_is_replayed_in_the_others(stepper: Stepper) -> None:
+    """A recording that is lost and cannot be made anew in the same step is one loss, not two."""
+    model, changed = Model(), (2, 4)
+    for number in range(MOST_LOSSES * 2):
+        vars(model.linear).pop("forward", None)
+        if number in changed:
+            vars(model.linear)["forward"] = _of_a_pack()
+        stepper.suspect()
+        step(stepper, model)
+    assert "a model that keeps changing" not in stepper.stats.eager
+    assert stepper.stats.eager["a model whose modules a node has changed"] == len(changed)
+
+
+def _of_a_pack() -> Any:
+    namespace: dict[str, Any] = {"__name__": "/comfy/custom_nodes/some_pack.nodes"}
+    exec("def forward(x): return x * 2", namespace)
+    return namespace["forward"]
+
+
 def test_replaced_code_is_noticed_when_it_is_suspect(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     for _ in range(3):
