@@ -1,0 +1,230 @@
+"""Jobs of real node packs at the same time: are they, and plain jobs beside and after them, stock ComfyUI's bytes?
+
+    python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…] [--skip-cost]
+
+PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py has workflows for many that are
+widely used, and those whose pack is missing or does not load are left out. Run it by a Python that has what the packs
+need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each kind at once with a plain one,
+--jobs mixed jobs in random order, and plain jobs on every slot. Last, what plain jobs cost with the packs installed:
+COMFY_PARALLEL_PACKS=auto against trust, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pack_workflows import IMAGES, KINDS, Kind, plain
+
+from tests.host.models import cached_shapes
+from tests.host.server import JSON, HostServer, HostServerError, without_front_end
+from tests.host.workflows import Workflow
+
+PLAIN = Kind("", "plain job", plain)
+JOB_TIMEOUT_S = 300
+ROUNDS, JOBS_PER_ROUND = 7, 24
+Job = tuple[Kind, int]
+
+
+def main() -> int:
+    options = parse()
+    packs = sorted(path for path in options.packs.iterdir() if (path / "__init__.py").is_file())
+    with tempfile.TemporaryDirectory() as made:
+        hosts = Hosts(options.comfyui, Path(made), packs)
+        kinds = [
+            kind
+            for kind in KINDS
+            if not options.only or any(word in f"{kind.pack} {kind.name}" for word in options.only)
+        ]
+        jobs = [(kind, number) for kind in kinds for number in (1, 2)]
+        mixed = mix(kinds, options.jobs)
+        expected = run_stock(hosts, {*jobs, *mixed}, kinds)
+        wrong: Counter[str] = Counter()
+        for slots in options.slots:
+            with hosts.start(slots) as server:
+                wrong += compare(server, slots, kinds, mixed, expected)
+        if not options.skip_cost:
+            report_cost(hosts)
+    print(f"{sum(wrong.values())} of all jobs differ from stock: {dict(wrong) or 'none'}")
+    return 1 if wrong else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path, metavar="COMFYUI_DIR")
+    parser.add_argument("packs", type=Path, metavar="PACKS_DIR")
+    parser.add_argument("--slots", type=lambda text: [int(part) for part in text.split(",")], default=[2, 4])
+    parser.add_argument("--jobs", type=int, default=40)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--skip-cost", action="store_true")
+    return parser.parse_args()
+
+
+class Hosts:
+    """Starts ComfyUI with all packs: stock, or with slots."""
+
+    def __init__(self, comfyui: Path, folder: Path, packs: list[Path]) -> None:
+        self.comfyui, self.folder, self.packs = comfyui, folder, packs
+        self.models = cached_shapes(comfyui, Path.home() / ".cache" / "comfy_parallel")
+        self._count = 0
+
+    def start(self, slots: int | None, **env: str) -> HostServer:
+        """A host that is not yet started; `slots` of the CPU, or None for stock."""
+        self._count += 1
+        home = self.folder / str(self._count)
+        home.mkdir()
+        (home / "models").symlink_to(self.models)
+        server = HostServer(
+            self.comfyui,
+            home,
+            slots=None if slots is None else ",".join(["cpu"] * slots),
+            env={"COMFY_PARALLEL_PACKS": "auto", **env},
+            args=without_front_end(home / "page"),
+            link=slots is not None,
+            packs=self.packs,
+        )
+        (home / "custom_nodes" / "comfy_parallel_test_nodes").unlink(missing_ok=True)
+        make_pictures(home / "input")
+        return server
+
+
+def make_pictures(folder: Path) -> None:
+    """Pictures of 64x64 with colours in them, the same each time."""
+    from PIL import Image
+
+    for number in range(IMAGES):
+        colours = random.Random(number).randbytes(8 * 8 * 3)
+        Image.frombytes("RGB", (8, 8), colours).resize((64, 64), Image.Resampling.BICUBIC).save(
+            folder / f"pack{number}.png"
+        )
+
+
+def mix(kinds: list[Kind], count: int) -> list[Job]:
+    """Jobs of all kinds in turns, a third of them plain, in an order that is the same each time."""
+    numbers = range(max(1, count - count // 3))
+    jobs = [(kinds[number % len(kinds)], 3 + number // len(kinds)) for number in numbers]
+    jobs += [(PLAIN, number) for number in range(count - len(jobs))]
+    random.Random(1).shuffle(jobs)
+    return jobs
+
+
+def run_stock(hosts: Hosts, jobs: set[Job], kinds: list[Kind]) -> dict[Job, str]:
+    """What each job gives on stock ComfyUI, one after the other; plain jobs first, as packs may leave things behind."""
+    order = [PLAIN, *kinds]
+    wanted = {*jobs, *((PLAIN, number) for number in range(12))}
+    with hosts.start(None) as server:
+        known = server.request("GET", "/object_info")[1]
+        expected: dict[Job, str] = {}
+        for kind, number in sorted(wanted, key=lambda job: (order.index(job[0]), job[1])):
+            workflow = kind.make(number)
+            missing = {made["class_type"] for made in workflow.values()} - known.keys()
+            if missing:
+                expected[kind, number] = f"not loaded: {sorted(missing)}"
+            else:
+                expected[kind, number] = outcomes(server, [(workflow, None)])[0]
+    return expected
+
+
+def outcomes(server: HostServer, jobs: Iterable[tuple[Workflow, int | None]]) -> list[str]:
+    """A hash of what each job showed and saved, in their order; how it ended, if not well."""
+    ids: list[str] = []
+    refused: dict[int, str] = {}
+    for place, (workflow, slot) in enumerate(jobs):
+        try:
+            ids.append(server.submit(workflow, slot)["prompt_id"])
+        except HostServerError as error:
+            refused[place] = f"refused: {error}"
+            ids.append("")
+    entries = server.wait(filter(None, ids), JOB_TIMEOUT_S)
+    return [refused.get(place) or result(server, entries[job_id]) for place, job_id in enumerate(ids)]
+
+
+def result(server: HostServer, entry: JSON) -> str:
+    if entry["status"]["status_str"] != "success":
+        errors = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
+        return f"error: {errors[0]['exception_message'].strip()[:150]}" if errors else "error"
+    digest = hashlib.sha256()
+    for name, shown in sorted(entry["outputs"].items()):
+        digest.update(f"{name}: {[content(server, value) for part in shown.values() for value in part]}".encode())
+    return digest.hexdigest()
+
+
+def content(server: HostServer, value: Any) -> Any:
+    """Of a saved file its bytes' hash, for its number may be another; anything else as it is."""
+    if isinstance(value, dict) and "filename" in value:
+        path = server.base_dir / value["type"] / value["subfolder"] / value["filename"]
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return json.dumps(value, sort_keys=True)
+
+
+def compare(
+    server: HostServer, slots: int, kinds: list[Kind], mixed: list[Job], expected: dict[Job, str]
+) -> Counter[str]:
+    """Print a row per kind and one per phase; the number of wrong jobs of each."""
+    print(f"\n{slots} slots\n{'pack':32} {'workflow':26} result")
+    wrong: Counter[str] = Counter()
+    for count, kind in enumerate(kinds):
+        if not is_hash(expected[kind, 1]):
+            print(f"{kind.pack:32} {kind.name:26} stock: {expected[kind, 1][:110]}")
+            continue
+        jobs = [(kind, 1), (kind, 2), (PLAIN, count % 12)]
+        seen = outcomes(server, [(kind.make(1), 0), (kind.make(2), 1), (plain(count % 12), slots - 1)])
+        bad = report(jobs, seen, expected)
+        print(f"{kind.pack:32} {kind.name:26} {'; '.join(bad) or 'stock'}", flush=True)
+        wrong[f"{kind.pack}: {kind.name}"] += len(bad)
+    phases = {"mixed": mixed, "plain, after": [(PLAIN, number % 12) for number in range(3 * slots)]}
+    for name, jobs in phases.items():
+        usable = [job for job in jobs if is_hash(expected[job])]
+        targets = [number % slots if name != "mixed" else None for number in range(len(usable))]
+        seen = outcomes(server, [(kind.make(n), slot) for (kind, n), slot in zip(usable, targets, strict=True)])
+        bad = report(usable, seen, expected)
+        print(f"{name:32} {len(usable)} jobs, {len(bad)} differ {'; '.join(bad)}", flush=True)
+        wrong[name] += len(bad)
+    return +wrong
+
+
+def is_hash(outcome: str) -> bool:
+    return len(outcome) == 64 and " " not in outcome
+
+
+def report(jobs: list[Job], seen: list[str], expected: dict[Job, str]) -> list[str]:
+    """A word on each job that is not as on stock."""
+    return [
+        f"{kind.pack or 'plain'} {number}: {'other bytes' if is_hash(got) else got}"
+        for (kind, number), got in zip(jobs, seen, strict=True)
+        if got != expected[kind, number]
+    ]
+
+
+def report_cost(hosts: Hosts) -> None:
+    """Print plain jobs' throughput with the packs installed, isolated against trusted."""
+    rates: dict[str, list[float]] = {"trust": [], "auto": []}
+    servers = {mode: hosts.start(2, COMFY_PARALLEL_PACKS=mode) for mode in rates}
+    with servers["trust"], servers["auto"]:
+        for number in range(ROUNDS + 1):  # the first round loads the models
+            for mode, server in servers.items():
+                started = time.monotonic()
+                outcomes(server, [(plain(10_000 + number * JOBS_PER_ROUND + n), None) for n in range(JOBS_PER_ROUND)])
+                rates[mode].append(JOBS_PER_ROUND / (time.monotonic() - started))
+    medians = {mode: statistics.median(seen[1:]) for mode, seen in rates.items()}
+    ratio = medians["auto"] / medians["trust"]
+    print(
+        f"\nplain jobs with {len(hosts.packs)} packs installed: {medians['auto']:.2f} jobs/s isolated,"
+        f" {medians['trust']:.2f} trusted, {ratio:.3f} (medians of {ROUNDS} rounds of {JOBS_PER_ROUND})"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
