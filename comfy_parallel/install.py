@@ -12,11 +12,12 @@ from comfy_parallel.config import Config, misspelt
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, facts
-from comfy_parallel.isolation.packs import loader
+from comfy_parallel.isolation.packs import loader, verdicts
+from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import device, own_attributes, own_names, pool, worker
+from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
@@ -92,6 +93,7 @@ def uninstall() -> None:
     """Take every patch back. Only sensible while no job runs."""
     global _patches
     if _patches is not None:
+        items.when_to_run_alone(None)
         own_names.revert()
         own_attributes.revert()
         _patches.revert()
@@ -146,7 +148,20 @@ def _take_over(server: Any) -> None:
             _take_away()
         set_slots(slots()[:1])
         del front.slot_queues[1:]
+    _judge_packs()
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))
+
+
+def _judge_packs() -> None:
+    """Say what is done about each node pack, and have jobs run alone with what cannot be made safe."""
+    found = loader.found()
+    seams = {pack: clashes(pack) for pack in found}
+    known = verdicts.verdicts(found, seams, _config.packs)
+    for verdict in known:
+        for line in verdict.lines():
+            logger.log(logging.WARNING if verdict.clashes else logging.INFO, "comfy_parallel: %s", line)
+    alone = verdicts.classes_alone(facts.node_classes(), known, _config.packs)
+    items.when_to_run_alone(verdicts.by_classes(alone.keys()) if alone else None)
 
 
 def _preload_files(server: Any) -> None:

@@ -66,3 +66,10 @@ def weight_name(path: str) -> str:
             if folder != "custom_nodes" and Path(path).is_relative_to(root):
                 return f"{folder}/{Path(path).relative_to(root).as_posix()}"
     return Path(path).name
+
+
+def node_classes() -> dict[str, type]:
+    """The classes of all nodes that the host has loaded, by the names that workflows use."""
+    import nodes
+
+    return dict(nodes.NODE_CLASS_MAPPINGS)

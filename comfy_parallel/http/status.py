@@ -27,6 +27,7 @@ def queue_all_json(front: Any, models_of: ModelsOf) -> str:
         num_gpus=_json(len(queues)),
         queues=_array(queues),
         unassigned=_array(map(_item_json, seen.unassigned)),
+        waiting_to_run_alone=_json(seen.waiting_to_run_alone),
         total_running=_json(sum(map(len, seen.running))),
         total_pending=_json(sum(map(len, seen.pending)) + len(seen.unassigned)),
     )

@@ -45,6 +45,12 @@ class Desk:
         return self.slot.last_client_id
 
     @property
+    def is_alone(self) -> bool:
+        """Whether the slot runs, or is about to run, a job that runs alone."""
+        run = self.slot.run
+        return run.is_alone if run is not None else self.given is not None and bool(view_of(self.given).is_alone)
+
+    @property
     def state(self) -> SlotState:
         """As the schedule sees it."""
         return SlotState.AWAY if self.has_declined else self.slot.state
@@ -64,6 +70,7 @@ class Dispatcher:
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
         self._owners: dict[int, Desk] = {}
+        self._waits_alone = False  # A job that runs alone may be among those that wait.
         self._arrivals = itertools.count()
 
     def add_slot(self, slot: Slot) -> Desk:
@@ -79,16 +86,26 @@ class Dispatcher:
         queued.target, queued.queued_at = target, time.monotonic()
         queued.arrival = next(self._arrivals)
         heapq.heappush(self.waiting, queued)
+        self._waits_alone = self._waits_alone or queued.is_alone
         if any(desk.has_declined for desk in self.desks):
             self.wake_all()
+        elif self._waits_alone:
+            self.dispatch()
         elif (desk := schedule.slot_for(queued, self.desks, self._under_way())) is not None:
             self._give(desk, queued)
 
     def dispatch(self) -> None:
         """Give jobs to slots until no waiting job can start."""
-        while start := schedule.first_start(self.waiting, view_of, self.desks, self._under_way(), self._is_given):
+        while start := self._next_start():
             position, desk = start
             self._give(desk, self._known(position))
+
+    def _next_start(self) -> tuple[int, Desk] | None:
+        last = None
+        if self._waits_alone:
+            self._waits_alone = any(view_of(item).is_alone for item in self.waiting)
+            last = schedule.first_alone(self.waiting, view_of, self.desks, self._is_given)
+        return schedule.first_start(self.waiting, view_of, self.desks, self._under_way(), self._is_given, last)
 
     def wake_all(self) -> None:
         """Have every slot's worker look again, also those that have declined a job."""
@@ -172,7 +189,10 @@ class Dispatcher:
         if desk.slot.run is None:
             desk.slot.change(SlotEvent.TAKE)
             view = view_of(item)
-            desk.slot.begin_run(Run(view.prompt_id, view.client_id), time.monotonic() - queued_at if queued_at else 0.0)
+            desk.slot.begin_run(
+                Run(view.prompt_id, view.client_id, is_alone=view.is_alone),
+                time.monotonic() - queued_at if queued_at else 0.0,
+            )
         self.running[item_id], self._owners[item_id] = item, desk
         desk.taken.append(item_id)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import body_target
@@ -14,6 +15,15 @@ from comfy_parallel.slots.slot import slots
 
 _encode = json.JSONEncoder(check_circular=False).encode  # Items come from JSON; the check takes a quarter of the time.
 SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
+
+
+_runs_alone: Callable[[Any], bool] | None = None
+
+
+def when_to_run_alone(runs_alone: Callable[[Any], bool] | None) -> None:
+    """Have `runs_alone(workflow)` say of each job whether it must be the only one that runs; None: of none."""
+    global _runs_alone
+    _runs_alone = runs_alone
 
 
 class QueueItem(tuple[Any, ...]):
@@ -30,6 +40,16 @@ class QueueItem(tuple[Any, ...]):
     @property
     def client_id(self) -> Any:
         return client_of(self)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it must be the only job that runs; asked once."""
+        if _runs_alone is None:
+            return False
+        known: bool | None = self.__dict__.get("_is_alone")
+        if known is None:
+            known = self.__dict__["_is_alone"] = _runs_alone(self[2])
+        return known
 
     @property
     def json(self) -> str:
@@ -64,6 +84,7 @@ class UnknownItem:
     """What a node pack queued in a shape of its own: any slot may take it, and it shows its job when it runs."""
 
     prompt_id = client_id = target = None
+    is_alone = False
 
 
 _UNKNOWN = UnknownItem()

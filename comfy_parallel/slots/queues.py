@@ -28,6 +28,11 @@ class Snapshot(NamedTuple):
     pending: list[list[QueueItem]]
     unassigned: list[QueueItem]
 
+    @property
+    def waiting_to_run_alone(self) -> list[str]:
+        """The ids of the waiting jobs that must be the only ones that run."""
+        return [item[1] for waiting in (*self.pending, self.unassigned) for item in waiting if view_of(item).is_alone]
+
 
 def build_queue_class(host_class: type, on_first_get: Callable[[Any], None]) -> type:
     """A subclass of the host's `PromptQueue` to stand in its place. All its objects are faces of one dispatcher.

@@ -25,6 +25,7 @@ class Run:
     client_id: Any = None
     interrupted: bool = False
     started: bool = False
+    is_alone: bool = False
     started_at: float = field(default_factory=time.monotonic)
 
 

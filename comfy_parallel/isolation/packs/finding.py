@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 PER_SLOT = "per slot"
 SHARED = "shared"
@@ -32,3 +33,8 @@ class Finding:
     reason: str = ""
     classes: frozenset[str] = frozenset()
     defined_in: str = ""  # the file whose name it is, where that is another one than `file`
+
+
+def pack_name(pack: Path) -> str:
+    """A pack's name: of its folder, or of its file without the ending."""
+    return pack.name.removesuffix(".py")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs.clashes import Clash
-from comfy_parallel.isolation.packs.finding import ALONE, TREATMENTS, Finding
+from comfy_parallel.isolation.packs.finding import ALONE, TREATMENTS, Finding, pack_name
 
 _PARENTS = ("custom_nodes.", "comfy_extras.")  # what the host puts before a pack's name in its node classes
 
@@ -65,11 +65,6 @@ def verdicts(
     ]
 
 
-def pack_name(pack: Path) -> str:
-    """A pack's name: of its folder, or of its file without the ending."""
-    return pack.name.removesuffix(".py")
-
-
 def classes_alone(node_classes: Mapping[str, type], known: Iterable[Verdict], modes: PackModes) -> dict[str, str]:
     """For each class type whose jobs run alone, its pack's name."""
     by_name = {verdict.name: verdict for verdict in known}
@@ -81,6 +76,17 @@ def classes_alone(node_classes: Mapping[str, type], known: Iterable[Verdict], mo
             if verdict.runs_alone(node_class.__name__):
                 alone[class_type] = name
     return alone
+
+
+def by_classes(alone: Collection[str]) -> Callable[[Any], bool]:
+    """Whether a workflow has a node of one of these class types."""
+    wanted = frozenset(alone)
+
+    def runs_alone(workflow: Any) -> bool:
+        nodes = workflow.values() if isinstance(workflow, dict) else ()
+        return any(isinstance(made, dict) and made.get("class_type") in wanted for made in nodes)
+
+    return runs_alone
 
 
 def pack_of(node_class: Any) -> str | None:

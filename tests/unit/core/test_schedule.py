@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel.core.schedule import first_start, slot_for
+from comfy_parallel.core.schedule import first_alone, first_start, slot_for
 from comfy_parallel.core.states import SlotState
 
 S = SlotState
@@ -23,6 +23,7 @@ class Job:
     prompt_id: str = "job"
     client_id: Any = "client"
     target: int | None = None
+    is_alone: bool = False
 
 
 @dataclass
@@ -32,6 +33,7 @@ class OneSlot:
     index: int
     state: SlotState = S.IDLE
     last_client_id: Any = "nobody"
+    is_alone: bool = False
 
 
 def slots(*states: SlotState, last: dict[int, Any] | None = None) -> list[OneSlot]:
@@ -43,7 +45,12 @@ def start(
 ) -> Any:
     """The number of the job that starts next, and its slot's."""
     heapq.heapify(jobs)
-    found = first_start(jobs, lambda job: job, all_slots, under_way, lambda job: any(job is one for one in given))
+
+    def is_given(job: Job) -> bool:
+        return any(job is one for one in given)
+
+    last = first_alone(jobs, lambda job: job, all_slots, is_given)
+    found = first_start(jobs, lambda job: job, all_slots, under_way, is_given, last)
     return None if found is None else (jobs[found[0]].number, found[1].index)
 
 
@@ -114,3 +121,42 @@ def test_it_is_quick_although_ten_thousand_jobs_wait_for_a_busy_slot() -> None:
     for _ in range(10):
         assert start(jobs, busy) is None
     assert (time.perf_counter() - began) / 10 < 0.1
+
+
+# Jobs that run alone.
+
+
+@pytest.mark.parametrize("state", [S.OFFERED, S.RUNNING, S.DRAINING])
+def test_a_job_that_runs_alone_waits_until_the_other_slots_have_drained(state: SlotState) -> None:
+    job = Job(0, is_alone=True)
+    assert slot_for(job, slots(S.IDLE, state), ("other",)) is None
+    assert slot_for(job, slots(S.IDLE, S.RETURNING)).index == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("state", [S.OFFERED, S.RUNNING, S.DRAINING])
+def test_no_job_starts_beside_one_that_runs_alone(state: SlotState) -> None:
+    both = slots(S.IDLE, state)
+    both[1].is_alone = True
+    assert start([Job(1), Job(2, target=0)], both, ("other",)) is None
+
+
+def test_jobs_behind_one_that_waits_to_run_alone_let_it_go_first() -> None:
+    jobs = [Job(1), Job(2, is_alone=True), Job(3), Job(4, target=1)]
+    assert start(jobs, slots(S.IDLE, S.IDLE, S.RUNNING), ("other",)) == (1, 0)
+    assert start(jobs[1:], slots(S.IDLE, S.IDLE, S.RUNNING), ("other",)) is None
+    assert start(jobs[1:], slots(S.IDLE, S.IDLE, S.RETURNING)) == (2, 0)
+
+
+def test_a_job_that_runs_alone_waits_for_its_slot_and_others_for_it() -> None:
+    jobs = [Job(1, target=1, is_alone=True), Job(2)]
+    assert start(jobs, slots(S.IDLE, S.RUNNING), ("other",)) is None
+    assert start(jobs, slots(S.IDLE, S.IDLE)) == (1, 1)
+
+
+@pytest.mark.parametrize("state", [S.PAUSED, S.SUSPENDED, S.FAILED])
+def test_nobody_waits_for_one_whose_slot_takes_no_jobs(state: SlotState) -> None:
+    assert start([Job(1, target=1, is_alone=True), Job(2)], slots(S.IDLE, state)) == (2, 0)
+
+
+def test_the_host_s_number_goes_before_a_wait_to_run_alone() -> None:
+    assert start([Job(2, is_alone=True), Job(1)], slots(S.IDLE, S.RUNNING), ("other",)) == (1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from comfy_parallel.core.scope import AUTO, Scope, scoped
 from comfy_parallel.core.states import SlotState
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.slots.items import QueueItem
+from comfy_parallel.slots.items import QueueItem, when_to_run_alone
 from comfy_parallel.slots.slot import Run, entered, interrupt_job
 from tests.fakes import (
     OlderPromptQueue,
@@ -746,3 +747,38 @@ def test_slots_that_put_take_and_end_jobs_at_once_never_wait_for_each_other(fron
     stop.set()
     assert watcher.result(SOON_S) > 0
     assert len(front.history) == 2 * rounds
+
+
+# Jobs that run alone.
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Jobs whose workflow is about "alone" run alone."""
+    when_to_run_alone(lambda workflow: "alone" in str(workflow))
+    yield
+    when_to_run_alone(None)
+
+
+def put_alone(front: Any, prompt_id: str) -> None:
+    number, _, _, *rest = host_item(prompt_id)
+    with scoped(Scope(target=AUTO)):
+        front.put((number, prompt_id, {"1": {"class_type": "alone"}}, *rest))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_job_that_runs_alone_waits_for_the_others_and_the_next_ones_for_it(front: Any) -> None:
+    first, second = front.slot_queues[:2]
+    put(front, "a")
+    _, running = first.get(timeout=0)
+    put_alone(front, "b")
+    put(front, "c")
+    assert take(second) is None
+    assert front.snapshot().waiting_to_run_alone == ["b"]
+    first.task_done(running, {}, status=succeeded())
+    item, item_id = first.get(timeout=0)
+    assert item[1] == "b"
+    assert front.snapshot().waiting_to_run_alone == []
+    assert take(second) is None
+    first.task_done(item_id, {}, status=succeeded())
+    assert take(first) == "c"

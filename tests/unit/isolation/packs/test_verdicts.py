@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs.clashes import Clash
 from comfy_parallel.isolation.packs.finding import ALONE, HOST_WRITE, MODULE_STATE, PER_SLOT, SHARED, Finding
-from comfy_parallel.isolation.packs.verdicts import Verdict, classes_alone, pack_of, verdicts
+from comfy_parallel.isolation.packs.verdicts import Verdict, by_classes, classes_alone, pack_of, verdicts
 
 UNSAFE = Finding(HOST_WRITE, "torch.backends.flag", "a.py", 3, ALONE, classes=frozenset({"Flips"}))
 SAFE = Finding(MODULE_STATE, "store", "b.py", 7, PER_SLOT, classes=frozenset({"Stores"}))
@@ -65,3 +67,16 @@ def test_what_was_found_is_told_with_its_place_and_what_is_done() -> None:
 def test_a_choice_of_the_user_is_told() -> None:
     assert "trusted" in next(Verdict("a", "trust", (UNSAFE,)).lines())
     assert "COMFY_PARALLEL_PACKS" in next(Verdict("a", "alone").lines())
+
+
+@pytest.mark.parametrize(
+    ("workflow", "expected"),
+    [
+        ({"1": {"class_type": "Flips it"}}, True),
+        ({"1": {"class_type": "KSampler"}, "2": {"class_type": "Flips it"}}, True),
+        ({"1": {"class_type": "KSampler"}, "2": {}, "3": None}, False),
+        (None, False),
+    ],
+)
+def test_a_job_runs_alone_for_one_of_its_nodes(workflow: object, expected: bool) -> None:
+    assert by_classes({"Flips it"})(workflow) is expected
