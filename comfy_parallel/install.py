@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -197,19 +198,29 @@ def _check_complete() -> None:
 
 
 def _tell_unknown_globals() -> None:
-    """What the host changes at run time and nobody has looked at may race between slots.
+    """What the host changes at run time and nobody has looked at may race between slots. Waits only when strict.
 
     Raises:
         HostMismatch: with `COMFY_PARALLEL_STRICT=1`.
     """
     global _search
     search, _search = _search, None
+    if search is None:
+        return
+    if not _config.strict:
+        threading.Thread(target=_warn_of_unknown, args=(search,), daemon=True, name=_SEARCH_THREAD).start()
+    elif unknown := search.found():
+        raise HostMismatch("; ".join(unknown))
+
+
+_SEARCH_THREAD = "comfy_parallel-unknown-globals"
+
+
+def _warn_of_unknown(search: Search) -> None:
     try:
-        unknown = search.found() if search is not None else []
+        unknown = search.found()
     except HostMismatch as failure:
         unknown = [str(failure)]
-    if unknown and _config.strict:
-        raise HostMismatch("; ".join(unknown))
     for sentence in unknown:
         logger.warning("comfy_parallel: %s", sentence)
 

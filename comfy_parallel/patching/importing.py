@@ -15,11 +15,12 @@ class PostImportHooks(importlib.abc.MetaPathFinder):
 
     def __init__(self) -> None:
         self._callbacks: dict[str, Callable[[ModuleType], None]] = {}
+        self._executing: set[str] = set()  # Modules that are in `sys.modules` and lack what their code has yet to make.
 
     def watch(self, name: str, callback: Callable[[ModuleType], None]) -> None:
         """Call `callback(module)` after `name` is imported; at once if it already is."""
         module = sys.modules.get(name)
-        if module is not None:
+        if module is not None and name not in self._executing:
             callback(module)
             return
         self._callbacks[name] = callback
@@ -41,7 +42,7 @@ class PostImportHooks(importlib.abc.MetaPathFinder):
         specs = (finder.find_spec(name, path, target) for finder in later if hasattr(finder, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _CallbackLoader(spec.loader, functools.partial(self._imported, name))
+            spec.loader = _CallbackLoader(spec.loader, self._executing, functools.partial(self._imported, name))
         return spec
 
     def _imported(self, name: str, module: ModuleType) -> None:
@@ -53,8 +54,10 @@ class PostImportHooks(importlib.abc.MetaPathFinder):
 class _CallbackLoader(importlib.abc.Loader):
     """Loads as the wrapped loader does, takes itself out of the module, then calls back."""
 
-    def __init__(self, loader: importlib.abc.Loader, callback: Callable[[ModuleType], None]) -> None:
-        self._loader = loader
+    def __init__(
+        self, loader: importlib.abc.Loader, executing: set[str], callback: Callable[[ModuleType], None]
+    ) -> None:
+        self._loader, self._executing = loader, executing
         self._callback = callback
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -64,7 +67,11 @@ class _CallbackLoader(importlib.abc.Loader):
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+        self._executing.add(module.__name__)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._executing.discard(module.__name__)
         self._callback(module)
 
     def __getattr__(self, name: str) -> object:

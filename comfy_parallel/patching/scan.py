@@ -133,8 +133,13 @@ def _changed_in(files: HostFiles, path: str) -> dict[str, int]:
         raise HostMismatch(f"{path}: cannot be read: {error}") from error
 
 
+def is_scanned(path: str) -> bool:
+    """Whether a file of the host is one whose globals count: the host's own, and no test."""
+    return path.partition("/")[0] not in _SKIPPED
+
+
 def _sources(files: HostFiles) -> Iterator[str]:
-    return (path for path in files.python_files() if path.partition("/")[0] not in _SKIPPED)
+    return filter(is_scanned, files.python_files())
 
 
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -11,7 +11,8 @@ from comfy_parallel.errors import HostMismatch
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK = """
-import json, sys
+import json, os, sys
+getattr(os, "nice", id)(10)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from comfy_parallel.patching.scan import unknown_globals

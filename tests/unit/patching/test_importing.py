@@ -151,3 +151,42 @@ def test_a_module_that_does_not_exist_is_not_found(hooks: PostImportHooks) -> No
     assert importlib.util.find_spec("no_such_module_anywhere") is None
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("no_such_module_anywhere")
+
+
+@pytest.mark.parametrize("is_stopped_between", [False, True])
+def test_a_module_that_is_being_imported_is_called_back_when_it_is_complete(
+    hooks: PostImportHooks, folder: Path, is_stopped_between: bool
+) -> None:
+    """What one module's callback watches anew may be another that has imported it and is not complete yet."""
+    (folder / "copying_mod.py").write_text("from watched_mod import value\nown = 'complete'\n")
+    seen: list[str] = []
+
+    def watch_again(module: ModuleType) -> None:
+        if is_stopped_between:
+            hooks.stop()
+        hooks.watch("copying_mod", lambda module: seen.append(module.own))
+        assert seen == []
+
+    hooks.watch("copying_mod", lambda module: seen.append("first"))
+    hooks.watch("watched_mod", watch_again)
+    importlib.import_module("copying_mod")
+    assert seen == ["complete"]
+
+
+def test_a_callback_may_watch_its_own_module_again(hooks: PostImportHooks, folder: Path) -> None:
+    seen: list[str] = []
+    hooks.watch("watched_mod", lambda module: hooks.watch("watched_mod", lambda module: seen.append(module.value)))
+    importlib.import_module("watched_mod")
+    assert seen == ["original"]
+
+
+def test_a_module_whose_import_fails_may_be_watched_again(hooks: PostImportHooks, folder: Path) -> None:
+    seen: list[str] = []
+    hooks.watch("broken_mod", lambda module: seen.append("broken"))
+    with pytest.raises(ImportError, match="broken"):
+        importlib.import_module("broken_mod")
+    (folder / "broken_mod.py").write_text("value = 'mended, now'\n")
+    importlib.invalidate_caches()
+    hooks.watch("broken_mod", lambda module: seen.append(module.value))
+    importlib.import_module("broken_mod")
+    assert seen == ["mended, now"]
