@@ -123,6 +123,15 @@ def _one_at_a_time(original: Callable[..., Any], sdpa_kernel: Any) -> Callable[.
     return scaled_dot_product_attention
 
 
+def _no_ring_for_several(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def prefetch_ring_begin(*args: Any, **kwargs: Any) -> Any:
+        """None is what the host takes for no ring."""
+        return None if current_slot() is not None and len(slots()) > 1 else original(*args, **kwargs)
+
+    return prefetch_ring_begin
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         target=f"{_MM}:current_loaded_models",
@@ -231,10 +240,28 @@ PATCHES: tuple[Patch, ...] = (
     ),
     SlotGlobals(
         target="comfy.model_prefetch:PREFETCH_QUEUES",
-        names=("PREFETCH_QUEUES", "GRAPH_MODULES", "GRAPH_WARMED_MODULES", "GRAPH_CAPTURE_STREAMS"),
+        names=(
+            "PREFETCH_QUEUES",
+            "GRAPH_MODULES",
+            "GRAPH_WARMED_MODULES",
+            "GRAPH_CAPTURE_STREAMS",
+            "MALLOC_GRAPH_BREAKS",
+            "MALLOC_GRAPH_ROGUES",
+            "MALLOC_GRAPH_USED",
+            "ACTIVE_PREFETCH_RING",
+            "PREFETCH_RING_MODULES",
+        ),
         optional=True,
-        why="The end of a node on one slot drops the prefetch queues and graphs of all.",
+        why="The end of a node on one slot drops the prefetch queues, graphs and rings of all.",
         until=_ONE_DEVICE,
+        hazards=(38,),
+    ),
+    Patch(
+        target="comfy.model_prefetch:prefetch_ring_begin",
+        wrap=_no_ring_for_several,
+        optional=True,
+        why="comfy_kitchen records and runs one ring for the whole process; it saves time and changes no result.",
+        until="comfy_kitchen has one ring per device",
         hazards=(38,),
     ),
     SlotGlobals(

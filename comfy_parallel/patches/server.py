@@ -20,9 +20,9 @@ _HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this threa
 class SlotAttribute:
     """An attribute that every slot has its own of. Outside slots it reads as what was written last, as in the host."""
 
-    def __init__(self) -> None:
-        self._value: SlotLocal[Any] = SlotLocal(lambda: None)
-        self._last: Any = None
+    def __init__(self, start: Callable[[], Any] = lambda: None) -> None:
+        self._value: SlotLocal[Any] = SlotLocal(start)
+        self._last: Any = start()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -136,6 +136,12 @@ PATCHES: tuple[Patch, ...] = (
             ("last_node_id", _LAST_NODE, (2, 3)),
             ("last_prompt_id", SlotAttribute(), (2,)),
         )
+    ),
+    Addition(
+        target="server:PromptServer.workflow_metadata",
+        wrap=lambda nothing: SlotAttribute(dict),
+        why="What a job's messages carry for its client must be that job's.",
+        until="the host passes it with the job",
     ),
     Patch(
         target="server:PromptServer.__init__",

@@ -33,6 +33,7 @@ AT_START = "written while the host starts, before there are slots"
 PATCHED = "every slot has its own (see the patches)"
 IDEMPOTENT = "every writer writes the same value"
 LOCKED = "the host guards it with a lock"
+PER_THREAD = "every thread has its own entry, and so every slot"
 SHARED = "shared on purpose: a memory heuristic or a display setting"
 
 _TABLE: dict[str, dict[str, str]] = {
@@ -61,7 +62,10 @@ _TABLE: dict[str, dict[str, str]] = {
             "STREAM_CAST_BUFFERS"
         ),
         "comfy/model_patcher.py": "comfy.model_management.TOTAL_PINNED_MEMORY",
-        "comfy/model_prefetch.py": "GRAPH_CAPTURE_STREAMS GRAPH_MODULES GRAPH_WARMED_MODULES PREFETCH_QUEUES",
+        "comfy/model_prefetch.py": (
+            "ACTIVE_PREFETCH_RING GRAPH_CAPTURE_STREAMS GRAPH_MODULES GRAPH_WARMED_MODULES MALLOC_GRAPH_BREAKS "
+            "MALLOC_GRAPH_ROGUES MALLOC_GRAPH_USED PREFETCH_QUEUES PREFETCH_RING_MODULES"
+        ),
         "comfy/ops.py": (
             "comfy.model_management.LARGEST_AIMDO_CASTED_WEIGHT MixedPrecisionOps._compute_dtype "
             "MixedPrecisionOps._layer_quant_config"
@@ -79,6 +83,7 @@ _TABLE: dict[str, dict[str, str]] = {
         "comfy_api/internal/async_to_sync.py": "cls._thread_pool cls._thread_pool_initialized",
         "comfy_execution/cache_provider.py": "_providers _providers_snapshot",
     },
+    PER_THREAD: {"comfy/model_prefetch.py": "MALLOC_GRAPHS"},
     IDEMPOTENT: {
         "comfy/model_management.py": "LORA_COMPUTE_DTYPES",
         "comfy/text_encoders/gemma4.py": "Variant.tokenizer",
