@@ -175,7 +175,8 @@ def test_a_jobs_preview_method_is_its_own(server: HostServer, host_dir: Path) ->
 
 
 def test_the_end_of_a_node_leaves_the_other_slots_state(server: HostServer, host_dir: Path) -> None:
-    if not has(host_dir, "comfy/memory_management", "set_ram_cache_release_state"):
+    prefetches = has(host_dir, "comfy/model_prefetch", "cleanup_prefetch_queues")
+    if not (prefetches and has(host_dir, "comfy/memory_management", "set_ram_cache_release_state")):
         pytest.skip("this host keeps no such state")
     keeper, other = look_at_once(server, "CPTNodeEnd", [{"role": "keeper"}, {"role": "other"}])
     assert keeper == {"cross_step_state": True, "prefetch_queue": True, "released": 7, "headroom": 10}

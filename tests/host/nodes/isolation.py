@@ -322,7 +322,8 @@ class DynamicPatcher:
     def is_dynamic(self) -> bool:
         return True
 
-    def partially_unload_ram(self, size: int, subsets: list[str]) -> int:
+    def partially_unload_ram(self, size: int, *subsets: Any, **others: Any) -> int:
+        """Before 0.28 hosts named no subsets."""
         self.asked += 1
         return 0
 
@@ -429,11 +430,13 @@ class CPTNodeEnd(Looks):
         import comfy.model_prefetch as prefetch
 
         module, queue = torch.nn.Module(), [None]
+        has_cross_step = hasattr(mm, "_register_cross_step")  # since 0.33
         if role == "keeper":
-            module._comfy_cross_step_state = {}
-            mm._register_cross_step(module)
+            if has_cross_step:
+                module._comfy_cross_step_state = {}
+                mm._register_cross_step(module)
             prefetch.PREFETCH_QUEUES.append(queue)
-            memory.set_ram_cache_release_state(lambda target, free_active=False: 7, 10)
+            memory.set_ram_cache_release_state(lambda target, **others: 7, 10)
         meet(key, parties)
         if role == "other":
             mm.reset_cast_buffers()
@@ -441,7 +444,7 @@ class CPTNodeEnd(Looks):
             memory.set_ram_cache_release_state(None, 0)
         meet(key, parties)
         seen = {
-            "cross_step_state": hasattr(module, "_comfy_cross_step_state"),
+            "cross_step_state": hasattr(module, "_comfy_cross_step_state") if has_cross_step else role == "keeper",
             "prefetch_queue": any(known is queue for known in prefetch.PREFETCH_QUEUES),
             "released": memory.extra_ram_release(1),
             "headroom": memory.RAM_CACHE_HEADROOM,
