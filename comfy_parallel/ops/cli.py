@@ -76,7 +76,8 @@ def _doctor(options: argparse.Namespace) -> int:
     missing = missing_files(patches.ALL, files)
     if missing:
         print(f"incomplete     these files are missing, and what is in them was not checked: {', '.join(missing)}")
-    surveyed = [row for row in survey(patches.ALL, files) if not missing or file_of(row[0].module) not in missing]
+    checkable = [patch for patch in patches.ALL if not {file_of(module) for module in patch.modules} & set(missing)]
+    surveyed = list(survey(checkable, files))
     _print_patches(surveyed)
     unknown = _print_unknown(files)
     _print_packs(host_dir / "custom_nodes")
@@ -85,11 +86,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _print_verdict(surveyed: list[Surveyed], missing: list[str], unknown: int) -> int:
     verdict = judge(surveyed)
-    problems = len(verdict.problems)
+    problems = sum(isinstance(result, HostMismatch) for _, result in surveyed)
     without = f", without {', '.join(verdict.off)}" if verdict.off else ""
-    fits = f"fits{' as far as it is there' if missing else ''}{without}"
-    print(f"\n{'does not fit' if problems else fits}: {problems} patches do not fit, {unknown} unknown globals")
-    return 1 if problems or missing else 0
+    fits = f"{'what is there fits' if missing else 'fits'}{without}"
+    gaps = f", {len(missing)} files are missing" if missing else ""
+    result = "does not fit" if verdict.problems else fits
+    print(f"\n{result}: {problems} patches do not fit, {unknown} unknown globals{gaps}")
+    return 1 if verdict.problems or missing else 0
 
 
 def _print_machine() -> None:

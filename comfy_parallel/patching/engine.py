@@ -103,6 +103,11 @@ class Patch:
     def path(self) -> list[str]:
         return self.target.partition(":")[2].split(".")
 
+    @property
+    def modules(self) -> list[str]:
+        """The modules that have to be there: the target's, and those of what `wrap` needs."""
+        return [self.module, *(module for module, _, is_optional in self._needs() if not is_optional)]
+
     def check_source(self, source: ModuleSource) -> Fit:
         """Check against source code, importing nothing.
 

@@ -209,8 +209,8 @@ def survey(patches: Iterable[Patch], files: HostFiles) -> Iterator[Surveyed]:
 
 def missing_files(patches: Iterable[Patch], files: HostFiles) -> list[str]:
     """The files of the host that patches need and that are not there."""
-    modules = dict.fromkeys(patch.module for patch in patches if patch.is_required and not _is_library(patch.module))
-    return [file_of(module) for module in modules if source_of(module, files) is None]
+    needed = dict.fromkeys(module for patch in patches if patch.is_required for module in patch.modules)
+    return [file_of(module) for module in needed if not _is_library(module) and source_of(module, files) is None]
 
 
 def _is_library(module: str) -> bool:
