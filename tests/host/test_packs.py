@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import new_key, outcome, shown
+from tests.host.jobs import held, message, new_key, outcome, quick, shown
 from tests.host.server import JSON, NODES_DIR, POLL_S, HostServer
 from tests.host.workflows import Workflow, node, txt2img, with_loras
 
@@ -245,3 +245,35 @@ def answer(server: HostServer, question: str, text: str) -> None:
     while server.request("POST", "/test_packs/answer", body)[0] != 200:
         assert time.monotonic() < deadline, f"no job asks {question}"
         time.sleep(POLL_S)
+
+
+# What cannot be made safe runs alone.
+
+
+def test_a_job_that_runs_alone_waits_for_the_others_says_so_and_goes_before_later_ones(server: HostServer) -> None:
+    with held(server, 0):
+        alone_id = server.submit(told("PackFlips", kind="precision", on=True, key="", parties=1))["prompt_id"]
+        later_id = server.submit(quick(1))["prompt_id"]
+        told_by = server.request("GET", "/queue/all")[1]
+        assert told_by["waiting_to_run_alone"] == [alone_id]
+        assert [item[1] for item in told_by["unassigned"]] == [alone_id, later_id]
+        assert [queue["running_count"] for queue in told_by["queues"]] == [1, 0, 0]
+    entries = server.wait([alone_id, later_id])
+    assert [outcome(entry) for entry in entries.values()] == ["success", "success"]
+    assert ended_at(entries[alone_id]) <= started_at(entries[later_id])
+
+
+def started_at(entry: JSON) -> int:
+    return int(message(entry, "execution_start")["timestamp"])
+
+
+def ended_at(entry: JSON) -> int:
+    return int(message(entry, "execution_success")["timestamp"])
+
+
+def test_the_log_names_each_pack_what_was_found_and_what_is_done(server: HostServer) -> None:
+    log = server.log()
+    assert "node pack stores_tiles: isolated, every slot has its own: batch (__init__.py:" in log
+    assert "node pack flips_settings: jobs with such nodes run alone: torch.set_float32_matmul_precision (__ini" in log
+    assert "node pack asks_people: one for all slots, as the server uses it too: waiting (__init__.py:" in log
+    assert "node pack comfy_parallel_test_nodes: trusted" not in log  # nothing was looked for in it

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from comfy_parallel.isolation.packs.scopes import FUNCTIONS, SCOPES, Scope, is_global, outer_parts, scope_of
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 
-KEYED = {"setdefault", "pop", "popitem", "move_to_end"}
+KEYED = {"setdefault", "pop", "popitem", "move_to_end", "add", "discard"}
 MUTATORS = KEYED | {
-    *("append", "appendleft", "add", "insert", "remove", "clear", "update", "extend", "extendleft", "discard"),
+    *("append", "appendleft", "insert", "remove", "clear", "update", "extend", "extendleft"),
     *("popleft", "sort", "reverse", "rotate", "subtract", "put_nowait", "__setitem__", "__delitem__"),
 }
 MODULE = "<module>"

@@ -90,6 +90,11 @@ def test_a_value_that_a_route_reads_and_jobs_replace_lets_the_jobs_run_alone(tmp
     assert treatments(tmp_path, text) == {"waiting": ALONE}
 
 
+def test_a_set_that_a_route_uses_entry_by_entry_stays_one(tmp_path: Path) -> None:
+    text = "waiting = set()\n" + ROUTE.replace("waiting[request.id] = True", "waiting.discard(request.id)")
+    assert treatments(tmp_path, text + "\ndef work(n, k, v):\n    waiting.add(k)") == {"waiting": SHARED}
+
+
 def test_what_is_made_once_may_be_shared_with_a_route(tmp_path: Path) -> None:
     text = (
         ROUTE
