@@ -219,6 +219,36 @@ def test_settings(load: Load, in_slot: InSlot, monkeypatch: pytest.MonkeyPatch) 
     assert in_slot(0, lambda: args.preview) == "none"
 
 
+def test_a_switch_that_a_pack_flips_around_a_forward_is_the_slots_own(
+    load: Load, in_slot: InSlot, make_module: Any
+) -> None:
+    """As packs do with the newest hosts' compiler; the host reads the switch for each forward."""
+    args = argparse.Namespace(disable_comfy_compiler=False)
+    make_module("comfy", "", cli_args=make_module("comfy.cli_args", "", args=args))
+    host = make_module(
+        "comfy.model_prefetch",
+        "from comfy.cli_args import args\ndef compiles():\n    return not args.disable_comfy_compiler",
+    )
+    pack = load(
+        """
+        import comfy.cli_args
+        def forward(core):
+            previous = comfy.cli_args.args.disable_comfy_compiler
+            comfy.cli_args.args.disable_comfy_compiler = True
+            try:
+                return core()
+            finally:
+                comfy.cli_args.args.disable_comfy_compiler = previous
+        """
+    )
+
+    def others_meanwhile() -> list[bool]:
+        return [host.compiles(), in_slot(1, host.compiles), in_slot(None, host.compiles)]
+
+    assert in_slot(0, pack.forward, others_meanwhile) == [False, True, True]
+    assert [in_slot(slot, host.compiles) for slot in (0, 1, None)] == [True, True, True]
+
+
 def test_what_a_job_makes_itself_is_written_to_as_ever(load: Load, in_slot: InSlot) -> None:
     pack = load(
         """
