@@ -117,6 +117,8 @@ def _complete_server(server: Any) -> None:
     try:
         _check_complete()
         _tell_unknown_globals()
+        if _patches is not None:
+            _patches.in_use()
         devices = device.choose_devices(_config, facts.device_type())
         pool.start_slots(front, devices)
     except ComfyParallelError as error:
@@ -241,7 +243,7 @@ _WITHOUT = {
 def _leave_out(what: str, reason: HostMismatch) -> None:
     """Say once what this host does without, and why."""
     if what not in _WITHOUT:
-        logger.info("comfy_parallel: this ComfyUI does without %s: %s", what, reason)
+        logger.warning("comfy_parallel: this ComfyUI does without %s: %s", what, reason)
         return
     effect, remedy = _WITHOUT[what]
     if _config.strict:

@@ -125,6 +125,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="latent_preview:args",
         wrap=SlotArgs,
+        optional=True,
         why="The preview method of the job that started last would apply to all.",
         until="the host keeps it with the job",
         hazards=(21,),
@@ -133,6 +134,7 @@ PATCHES: tuple[Patch, ...] = (
         target="node_helpers:pillow",
         wrap=_pillow,
         params=("fn", "arg"),
+        optional=True,
         why="Two retries at once leave PIL's LOAD_TRUNCATED_IMAGES on for good.",
         until="PIL takes it per call",
         hazards=(51,),
@@ -140,6 +142,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         target="hook_breaker_ac10a0:restore_functions",
         wrap=_when_others_rest,
+        optional=True,
         why="An idle slot would restore functions under a job of another slot.",
         until="the host restores when its queue is empty",
         hazards=(25,),

@@ -284,6 +284,7 @@ PATCHES: tuple[Patch, ...] = (
         target="comfy.ops:scaled_dot_product_attention",
         wrap=_one_at_a_time,
         needs=("sdpa_kernel?",),
+        optional=True,
         why="sdpa_kernel sets process-wide backend flags around each call.",
         until="torch keeps them per thread",
         hazards=(55,),

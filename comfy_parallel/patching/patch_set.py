@@ -70,6 +70,7 @@ class PatchSet:
     _undo: list[Undo] = field(default_factory=list)
     _applied: set[str] = field(default_factory=set)
     _has_failed: bool = False
+    _is_in_use: bool = False
 
     def check(self, files: HostFiles) -> list[HostMismatch]:
         """Every reason why this host cannot be patched, from its source alone; leaves out what it can do without."""
@@ -85,6 +86,10 @@ class PatchSet:
         self._has_failed = False
         self._watch()
 
+    def in_use(self) -> None:
+        """From now on jobs rely on the patches: a module that comes later and does not fit is left alone."""
+        self._is_in_use = True
+
     def features(self) -> set[str]:
         """The features that are not left out."""
         return {patch.feature for patch in self.patches}
@@ -98,8 +103,12 @@ class PatchSet:
         """Take every change back, last first."""
         self._hooks.stop()
         self._applied.clear()
+        self._take_back(0)
+        self._is_in_use = False
+
+    def _take_back(self, first: int) -> None:
         reverted = []
-        while self._undo:
+        while len(self._undo) > first:
             self._undo[-1].revert()
             reverted.append(self._undo.pop())
         _restore_copies(reverted)
@@ -120,7 +129,7 @@ class PatchSet:
             self._undo.extend(_replace_copies(module, self._undo[first:]))
             self._applied.add(module.__name__)
         except Exception as error:  # noqa: BLE001 - whatever it is, the host starts as it is
-            self._fail(patch, error)
+            self._fail(module, first, patch, error)
         except BaseException:
             self.revert()
             raise
@@ -135,12 +144,16 @@ class PatchSet:
             raise _Broken(patch) from error
         return True
 
-    def _fail(self, patch: Patch | None, error: BaseException) -> None:
+    def _fail(self, module: ModuleType, first: int, patch: Patch | None, error: BaseException) -> None:
         """Take everything back; try again without the patch's feature if that is not the core."""
         if isinstance(error, _Broken) and error.__cause__ is not None:
             patch, error = error.patch, error.__cause__
-        self.revert()
         reason = error if isinstance(error, HostMismatch) else _unexpected(patch, error)
+        if self._is_in_use:
+            self._take_back(first)
+            self.on_left_out(module.__name__, reason)
+            return
+        self.revert()
         if patch is None or patch.feature == CORE:
             self._has_failed = True
             self.on_failure(reason)

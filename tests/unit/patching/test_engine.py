@@ -365,6 +365,33 @@ def test_a_module_that_does_not_fit_when_it_comes_late_takes_its_feature_off_the
     monkeypatch.delitem(sys.modules, "late_host")
 
 
+def test_a_module_that_comes_while_jobs_run_and_does_not_fit_is_left_as_it_is(
+    host: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: list[HostMismatch]
+) -> None:
+    """To take the patches off under running jobs would be worse."""
+    (tmp_path / "late_host.py").write_text("def plain():\n    return 'plain'\ndef other():\n    return 'other'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "late_host", raising=False)
+    told: list[str] = []
+    late = [
+        Patch(target=f"late_host:{name}", wrap=wrap, why="", until="")
+        for name, wrap in (("plain", marked), ("other", fail))
+    ]
+    patch_set = PatchSet(
+        (patch("plain"), *late), failures.append, lambda what, reason: told.append(f"{what}: {reason}")
+    )
+    patch_set.install()
+    patch_set.in_use()
+    assert __import__("late_host").plain() == "plain"
+    assert host.plain(1) == ("patched", ("plain", 1, 2))
+    assert failures == []
+    (said,) = told
+    assert said.startswith("late_host: late_host:other: RuntimeError('injected')")
+    patch_set.revert()
+    assert host.plain(1) == ("plain", 1, 2)
+    monkeypatch.delitem(sys.modules, "late_host")
+
+
 def test_a_patch_that_can_be_spared_is_left_out_alone_where_it_does_not_fit(
     host: ModuleType, failures: list[HostMismatch]
 ) -> None:
