@@ -8,6 +8,7 @@ to N of them, the GPUs' busy share, the CPU seconds that the server processes sp
 in Python and outside), and how long a first job takes: after start, and with a shape that has not been seen. For one
 stock process and for one slot, also how long the interpreter is held per image, if py-spy is installed: it decides how
 many GPUs one process can feed. The same jobs on both are compared byte for byte. The short table comes last.
+`--slots-per-gpu 2` adds a server with that many slots on each GPU, and times those of the first against one.
 Stock runs with OMP_NUM_THREADS=4, which is best for it, and N of them with its defaults as well (--stock-defaults
 MODEL). Timings gate nothing. `--devices cpu,cpu --tiny` proves on a laptop that all of it works.
 """
@@ -91,10 +92,11 @@ class Servers:
     stock: list[HostServer]
     graphs: HostServer
     eager: HostServer
+    shared: HostServer | None  # has several slots on each GPU
 
     @property
     def all(self) -> list[HostServer]:
-        return [*self.stock, self.graphs, self.eager]
+        return [*self.stock, self.graphs, self.eager, *([self.shared] if self.shared else [])]
 
 
 class Deadline:
@@ -126,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", default="sd15,sdxl,flux")
     parser.add_argument("--devices", help="such as cuda:0,cuda:1 or cpu,cpu; all visible GPUs by default")
     parser.add_argument("--stock-defaults", default="sd15", help="the model that N stock processes also run by default")
+    parser.add_argument("--slots-per-gpu", type=int, default=1, help="time as many slots of one GPU against one")
     parser.add_argument("--tiny", action="store_true", help="small models and images")
     parser.add_argument("--budget-s", type=float, default=560)
     options = parser.parse_args()
@@ -208,7 +211,9 @@ def all_servers(options: argparse.Namespace, work_dir: Path, models_dir: Path) -
     stock = [make(f"stock{i}", None, **visible(device)) for i, device in enumerate(options.devices)]
     graphs = make("graphs", slots, COMFY_PARALLEL_GRAPHS="auto")
     eager = make("eager", slots, COMFY_PARALLEL_GRAPHS="off")
-    servers = Servers(stock, graphs, eager)
+    per_gpu = options.slots_per_gpu
+    shared = make("shared", slots, COMFY_PARALLEL_SLOTS_PER_GPU=str(per_gpu)) if per_gpu > 1 else None
+    servers = Servers(stock, graphs, eager, shared)
     with started(servers.all):
         yield servers
 
@@ -282,10 +287,24 @@ def measure_model(
     results.equal[model.name] = compare(model, servers, deadline)
     for what, uses in ((f"{ours(count)}, graphs off", eager), (f"{ours(1)}, graphs off", eager[:1])):
         measure(with_few_jobs(model), what, uses, options, deadline, results)
+    measure_shared(model, servers, options, deadline, results)
     steps = [queue["graphs"] for queue in servers.graphs.request("GET", "/queue/all")[1]["queues"]]
     results.notes.append(f"after {model.name}, graph stepping per slot: {steps}")
     for server in servers.all:
         server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+
+
+def measure_shared(
+    model: Model, servers: Servers, options: argparse.Namespace, deadline: Deadline, results: Results
+) -> None:
+    """Several slots of the first GPU against one of the same server, which has the GPU for itself meanwhile."""
+    if servers.shared is None:
+        return
+    slots: list[Use] = [(servers.shared, slot) for slot in range(options.slots_per_gpu)]
+    run(model, [(*use, 2) for use in slots], deadline)
+    for uses in (slots, slots[:1], slots):
+        what = f"ours, {len(uses)} of {options.slots_per_gpu} slots on one GPU"
+        measure(model, what, uses, options, deadline, results, gpus=1)
 
 
 def with_few_jobs(model: Model) -> Model:
@@ -353,14 +372,16 @@ def measure(
     options: argparse.Namespace,
     deadline: Deadline,
     results: Results,
+    *,
+    gpus: int | None = None,
 ) -> None:
-    """Time `jobs_per_gpu` jobs on each of these at once."""
+    """Time `jobs_per_gpu` jobs on each of these at once, which are on as many GPUs unless `gpus` says otherwise."""
     if deadline.left_s < 5:
         results.notes.append(f"left out, no time: {model.name}, {what}")
         return
     servers = list({id(server): server for server, _ in uses}.values())
     before = sum(map(cpu_seconds, servers))
-    with busy_share(options.devices[: len(uses)]) as busy:
+    with busy_share(options.devices[: gpus or len(uses)]) as busy:
         seconds = timed(lambda: run(model, [(*use, model.jobs_per_gpu) for use in uses], deadline))
     images = model.jobs_per_gpu * len(uses)
     spent = sum(map(cpu_seconds, servers)) - before

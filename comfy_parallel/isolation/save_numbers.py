@@ -1,105 +1,174 @@
-"""File numbers that no two slots share.
+"""File numbers that no two running jobs share.
 
-The host lists a folder, takes the highest number plus one and writes later; two slots doing so at once
-write the same file. Here the number is a reservation: it looks like the int the host returns, adding 1
-reserves the next free one, and an unused one is given back when it is dropped.
+The host lists a folder, takes the highest number plus one and writes later; two jobs doing so at once write the same
+file. Here a number belongs to the job that asked for it until the job has ended: by then its file exists, or the number
+is free again. What becomes of the number in between, and who keeps it, does not matter.
+
+A node that saves a batch asks once and counts on. If it adds to the number that it was given, it gets numbers that
+nobody else holds. If it makes a plain one of it first, we do not see it count; so nobody gets the hundred after it.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_lock = threading.Lock()
-_reserved: dict[tuple[str, str], _Series] = {}
-_dropped: deque[tuple[tuple[str, str], int, bool]] = deque()
+from comfy_parallel.slots.slot import Run, current_runs, current_slot
+
+Series = tuple[str, str]  # a folder, and what its files are named before the number
+
+_ROOM = 100
+_FARTHEST = 10_000  # Who adds more than this to a number does not count files.
+
+_lock = threading.RLock()
+_holders: dict[Series, dict[int, Run]] = {}
 _listings = 0
 
 
-class _Series:
-    """Reservations of one folder and file name prefix."""
-
-    def __init__(self) -> None:
-        self.highest = 0
-        self.live = 0
-
-
 class Counter(int):
-    """A reserved file number. Formatting it marks it used."""
+    """A number as the host returns it, one of those that the job holds."""
 
-    _key: tuple[str, str]
-    _is_used: bool
-    _following: dict[int, Counter]
-
-    @classmethod
-    def reserve(cls, key: tuple[str, str], at_least: int) -> Counter:
-        """The first number from `at_least` on that nobody holds."""
-        with _lock:
-            _forget_dropped()
-            series = _reserved.setdefault(key, _Series())
-            number = max(at_least, series.highest + 1)
-            series.highest, series.live = number, series.live + 1
-        counter = cls(number)
-        counter._key, counter._is_used, counter._following = key, False, {}
-        return counter
+    _numbers: _Numbers
+    _position: int
 
     def __add__(self, other: Any) -> Any:
-        if type(other) is not int or other < 1:
-            return int(self) + other
-        if other not in self._following:
-            self._following[other] = Counter.reserve(self._key, int(self) + other)
-        return self._following[other]
+        if type(other) is not int or not 1 <= other <= _FARTHEST:
+            return int.__add__(self, other)
+        return self._numbers.counter(self._position + other)
 
     __radd__ = __add__
 
     def __format__(self, spec: str) -> str:
-        self._is_used = True
-        return format(int(self), spec)
+        self._numbers.count_on_being_asked()
+        return int.__format__(self, spec)
 
     def __str__(self) -> str:
-        self._is_used = True
-        return int.__repr__(self)
+        return format(self, "d")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int(self)
+    def __repr__(self) -> str:
+        return format(self, "d")
+
+    def __int__(self) -> int:
+        self._numbers.make_room()
+        return int.__pos__(self)
+
+    __index__ = __int__
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
 
-    def __del__(self) -> None:
-        # No lock here: the garbage collector may run this on a thread that holds it.
-        _dropped.append((self._key, int(self), self._is_used))
+
+class _Numbers:
+    """Numbers of a series that a job holds, in order. `ended` are jobs whose files the host has seen."""
+
+    def __init__(self, series: Series, run: Run | None, ended: set[Run]) -> None:
+        self._series, self._run, self._ended = series, run, ended
+        self._held: list[int] = []
+        self._num_given = 0
+        self._is_plain = False
+
+    def take(self, at_least: int, size: int) -> None:
+        """Hold `size` more numbers that follow each other."""
+        with _lock:
+            first = number = at_least
+            while number < first + size:
+                if self._is_anothers(number):
+                    first = number + 1
+                number += 1
+            self._hold(range(first, first + size))
+
+    def counter(self, position: int) -> Counter:
+        """The number at this position, held if it was not before."""
+        with _lock:
+            while position >= self._num_given:
+                self._give_one_more()
+        counter = Counter(self._held[position])
+        counter._numbers, counter._position = self, position
+        return counter
+
+    def _give_one_more(self) -> None:
+        if self._num_given < len(self._held) and self._is_anothers(self._held[self._num_given]):
+            del self._held[self._num_given :]  # The same job has asked twice, and has let go of what follows.
+        if self._num_given == len(self._held):
+            self.take(self._held[-1] + 1, 1)
+        self._hold_all([self._held[self._num_given]])
+        self._num_given += 1
+
+    def count_on_being_asked(self) -> None:
+        """A number is written as a text. The next ones are made by adding to it, so others may have what follows."""
+        with _lock:
+            if not self._is_plain:
+                for number in self._held[self._num_given :]:
+                    _holders.get(self._series, {}).pop(number, None)
+                del self._held[self._num_given :]
+
+    def make_room(self) -> None:
+        """A plain number was made of one of these, to which somebody may add."""
+        with _lock:
+            if not self._is_plain:
+                self._is_plain = True
+                last = self._held[-1]
+                self._hold(range(last + 1, last + 1 + _ROOM - len(self._held)))
+
+    def _is_anothers(self, number: int) -> bool:
+        holder = _holders.get(self._series, {}).get(number)
+        return holder is not None and holder is not self._run and holder not in self._ended
+
+    def _hold(self, numbers: range) -> None:
+        mine = [number for number in numbers if not self._is_anothers(number)]
+        self._held += mine
+        self._hold_all(mine)
+
+    def _hold_all(self, numbers: list[int]) -> None:
+        if self._run is not None:
+            _holders.setdefault(self._series, {}).update(dict.fromkeys(numbers, self._run))
 
 
-def _forget_dropped() -> None:
-    while _dropped:
-        key, number, is_used = _dropped.popleft()
-        series = _reserved[key]
-        series.live -= 1
-        if not is_used and number == series.highest:
-            series.highest -= 1
-    if _listings == 0:
-        for key in [key for key, series in _reserved.items() if series.live == 0]:
-            del _reserved[key]
+def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counter:
+    """A number from `at_least` on that no other job holds, with room for as many; outside of jobs nothing is held.
+
+    A job that asks again before it has written gets the same number, as from the host.
+    """
+    slot = current_slot()
+    run = None if slot is None else slot.run
+    numbers = _Numbers(series, run, ended)
+    with _lock:
+        held = _holders.get(series, {}).items()
+        mine = [number for number, holder in held if holder is run and number >= at_least]
+        numbers.take(min(mine, default=at_least), room)
+    return numbers.counter(0)
 
 
 @contextmanager
-def _listing() -> Iterator[None]:
-    """A folder is being listed: files written since must not be forgotten, the listing may lack them."""
+def _listing() -> Iterator[set[Run]]:
+    """A folder is listed in the body; yields the jobs that have ended by now, whose files will be seen."""
     global _listings
     with _lock:
-        _forget_dropped()
+        running = set(current_runs())
+        if not _listings:
+            _forget_ended(running)
+        ended = {run for holders in _holders.values() for run in holders.values()} - running
         _listings += 1
     try:
-        yield
+        yield ended
     finally:
         with _lock:
             _listings -= 1
+
+
+def _forget_ended(running: set[Run]) -> None:
+    """What ended jobs held, below all that running ones hold: these only count upwards."""
+    for series, holders in list(_holders.items()):
+        lowest = min((number for number, run in holders.items() if run in running), default=None)
+        if lowest is None:
+            del _holders[series]
+        else:
+            _holders[series] = {number: run for number, run in holders.items() if number >= lowest}
 
 
 def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -107,10 +176,19 @@ def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[A
 
     @functools.wraps(original)
     def get_save_image_path(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        with _listing():
-            folder, filename, counter, *rest = original(*args, **kwargs)
-            key = (os.path.normcase(os.path.abspath(folder)), os.path.normcase(filename))
-            reserved = Counter.reserve(key, counter)
-        return (folder, filename, reserved, *rest)
+        room = 1 if _is_hosts(str(sys._getframe(1).f_globals.get("__name__"))) else _ROOM
+        with _listing() as ended:
+            folder, filename, number, *rest = original(*args, **kwargs)
+            series = os.path.normcase(os.path.abspath(folder)), os.path.normcase(filename)
+            counter = reserve(series, number, room, ended)
+        return (folder, filename, counter, *rest)
 
     return get_save_image_path
+
+
+def _is_hosts(module_name: str) -> bool:
+    """Whether a module is ComfyUI's, whose nodes only add to the number. It names its files of nodes by their paths."""
+    parts = module_name.replace("\\", "/").split("/")
+    if len(parts) > 1:
+        return parts[-2] == "comfy_extras"
+    return parts[0].partition(".")[0] in ("nodes", "comfy_api", "comfy_extras")

@@ -215,3 +215,65 @@ def run_and_name(server: HostServer, workflow: Workflow, slot: int | None = None
     return sorted(
         f"{image['subfolder']}/{image['filename']}" for output in outputs.values() for image in output["images"]
     )
+
+
+# Node packs, which do with a number whatever they like.
+
+WAYS = [
+    *("add one", "add index", "percent", "percent of one", "format", "str", "str of int", "f-string of int"),
+    *("index", "range", "numpy", "copy", "pickle", "thread", "int in thread"),
+]
+
+
+def save_texts(
+    prefix: str, way: str, *, count: int = 2, parties: int = NUM_SLOTS, text: str = "", **how: str
+) -> Workflow:
+    """A job that asks for a number when all parties do, and writes in a later node."""
+    return {
+        "names": node("CPTNames", way=way, count=count, parties=parties, prefix=prefix, key=prefix),
+        "write": node("CPTWrite", paths=["names", 0], text=text, **{"how": "at once", "beside": "", **how}),
+    }
+
+
+def files_of(entry: JSON) -> list[str]:
+    files: list[str] = entry["outputs"]["write"]["files"]
+    return files
+
+
+@pytest.mark.parametrize("how", [{}, {"how": "in a thread"}, {"beside": ".json .wav"}], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_files_of_packs_are_never_overwritten(server: HostServer, way: str, how: dict[str, str]) -> None:
+    """What would overwrite a file fails."""
+    prefix = f"{way} {' '.join(how.values())}".replace(".", "").strip()
+    workflows = [save_texts(prefix, way, text=f"job {number}", **how) for number in range(NUM_SLOTS)]
+    entries = server.wait([server.submit(workflow, slot)["prompt_id"] for slot, workflow in enumerate(workflows)])
+    assert [entry["status"]["status_str"] for entry in entries.values()] == ["success"] * NUM_SLOTS
+    for number, entry in enumerate(entries.values()):
+        assert len(files_of(entry)) == 2
+        for name in files_of(entry):
+            assert (server.base_dir / "output" / name).read_text() == f"job {number}"
+    endings = 1 + len(how.get("beside", "").split())
+    mine = [name for name in names(server, prefix) if name.startswith(f"{prefix}_")]
+    assert len(mine) == NUM_SLOTS * 2 * endings
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_alone_files_of_packs_are_named_as_on_stock(server: HostServer, stock: HostServer, way: str) -> None:
+    def named(host: HostServer) -> list[str]:
+        sizes = [2, 1, 3]
+        workflows = [save_texts(f"alone {way}", way, count=size, parties=1) for size in sizes]
+        return [name for workflow in workflows for name in files_of(host.run(workflow, None if host is stock else 1))]
+
+    assert named(server) == named(stock)
+
+
+def test_a_number_that_was_not_used_is_free_after_its_job(server: HostServer) -> None:
+    names_only = {
+        "names": node("CPTNames", way="str of int", count=1, parties=1, prefix="unused", key="unused"),
+        "out": node("CPTOut", value=["names", 0]),
+    }
+    assert "unused_00001_.txt" in str(server.run(names_only, 0)["outputs"])
+    assert files_of(server.run(save_texts("unused", "add one", parties=1), 1)) == [
+        "unused_00001_.txt",
+        "unused_00002_.txt",
+    ]
