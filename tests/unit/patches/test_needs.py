@@ -18,6 +18,7 @@ LOOKS = {
     "graphs/code.py",
     "graphs/watch.py",
     "isolation/packs/redirect.py",
+    "isolation/save_numbers.py",
     "isolation/slot_globals.py",
     "patching/namespaces.py",
     "slots/host_worker.py",
