@@ -157,12 +157,14 @@ def _take_over(server: Any) -> None:
 
 def _judge_packs() -> None:
     """Say what is done about each node pack, and have jobs run alone with what cannot be made safe."""
-    found = loader.found()
-    seams = {pack: clashes(pack) for pack in found}
-    known = verdicts.verdicts(found, seams, _config.packs)
+    installed = [pack for folder in facts.pack_folders() for pack in verdicts.packs_in(folder)]
+    found = {**verdicts.chosen(installed, _config.packs), **loader.found()}
+    known = verdicts.verdicts(found, {pack: clashes(pack) for pack in found}, _config.packs)
     for verdict in known:
         for line in verdict.lines():
-            logger.log(logging.WARNING if verdict.clashes else logging.INFO, "comfy_parallel: %s", line)
+            logger.log(logging.WARNING if verdicts.CLASH in line else logging.INFO, "comfy_parallel: %s", line)
+    for name in verdicts.not_there(installed, _config.packs):
+        logger.warning("comfy_parallel: COMFY_PARALLEL_PACKS names %r, but no node pack's folder is called so", name)
     alone = verdicts.classes_alone(facts.node_classes(), known, _config.packs)
     items.when_to_run_alone(verdicts.by_classes(alone.keys()) if alone else None)
 

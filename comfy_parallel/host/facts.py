@@ -73,3 +73,10 @@ def node_classes() -> dict[str, type]:
     import nodes
 
     return dict(nodes.NODE_CLASS_MAPPINGS)
+
+
+def pack_folders() -> list[Path]:
+    """The folders in which the host looks for node packs."""
+    import folder_paths
+
+    return [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]

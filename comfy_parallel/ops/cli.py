@@ -14,7 +14,7 @@ from comfy_parallel.errors import ComfyParallelError, HostMismatch
 from comfy_parallel.host import facts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.isolation.packs.findings import findings
-from comfy_parallel.isolation.packs.verdicts import verdicts
+from comfy_parallel.isolation.packs.verdicts import not_there, packs_in, verdicts
 from comfy_parallel.ops import link
 from comfy_parallel.patching import scan
 from comfy_parallel.patching.engine import OtherShape
@@ -126,17 +126,14 @@ def _print_patches(surveyed: list[Surveyed]) -> None:
 
 
 def _print_packs(folder: Path) -> None:
-    packs = [path for path in sorted(folder.glob("*")) if _is_pack(path)]
+    packs, modes = packs_in(folder), Config.from_env(os.environ).packs
     print(f"\nnode packs     {len(packs)} in {folder}")
     found, clashing = {path: findings(path) for path in packs}, {path: clashes(path) for path in packs}
-    for verdict in verdicts(found, clashing, Config.from_env(os.environ).packs):
+    for verdict in verdicts(found, clashing, modes):
         lines = list(verdict.lines())
         print("\n".join(lines) if lines else f"node pack {verdict.name}: keeps nothing for the whole process")
-
-
-def _is_pack(path: Path) -> bool:
-    is_ours = path.resolve() == Path(__file__).resolve().parents[2]
-    return not is_ours and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    for name in not_there(packs, modes):
+        print(f"COMFY_PARALLEL_PACKS names {name!r}, but no node pack's folder is called so")
 
 
 def _print_unknown(files: HostFiles) -> int:

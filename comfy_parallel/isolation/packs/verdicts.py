@@ -12,6 +12,8 @@ from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs.clashes import Clash
 from comfy_parallel.isolation.packs.finding import ALONE, TREATMENTS, Finding, pack_name
 
+CLASH = "CLASH"
+_OURS = Path(__file__).resolve().parents[3]
 _PARENTS = ("custom_nodes.", "comfy_extras.")  # what the host puts before a pack's name in its node classes
 
 
@@ -43,7 +45,7 @@ class Verdict:
                 if found:
                     yield f"node pack {self.name}: {_MEANING[treatment]}: {_listed(found)}"
         for clash in self.clashes:
-            yield f"node pack {self.name}: CLASH: {clash.what} ({clash.file}:{clash.line}); {clash.consequence}"
+            yield f"node pack {self.name}: {CLASH}: {clash.what} ({clash.file}:{clash.line}); {clash.consequence}"
 
 
 _MEANING = {
@@ -76,6 +78,24 @@ def classes_alone(node_classes: Mapping[str, type], known: Iterable[Verdict], mo
             if verdict.runs_alone(node_class.__name__):
                 alone[class_type] = name
     return alone
+
+
+def packs_in(folder: Path) -> list[Path]:
+    """The node packs in a folder, besides this one."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    are_packs = (path.suffix == ".py" or (path / "__init__.py").is_file() for path in paths)
+    return [path for path, is_pack in zip(paths, are_packs, strict=True) if is_pack and path.resolve() != _OURS]
+
+
+def chosen(installed: Iterable[Path], modes: PackModes) -> dict[Path, list[Finding]]:
+    """The packs for which the user has chosen something, without findings."""
+    return {pack: [] for pack in installed if modes.of(pack_name(pack)) != "auto"}
+
+
+def not_there(installed: Iterable[Path], modes: PackModes) -> list[str]:
+    """The names that `COMFY_PARALLEL_PACKS` has a choice for and that no pack has."""
+    names = {pack_name(pack).lower() for pack in installed}
+    return [name for name, _ in modes.named if name not in names]
 
 
 def by_classes(alone: Collection[str]) -> Callable[[Any], bool]:

@@ -84,3 +84,24 @@ def test_a_folder_without_any_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     status, lines = doctor(tmp_path / "nowhere", capsys)
     assert status == 2
     assert lines[-1].endswith("nowhere holds no Python file; name the folder of a ComfyUI checkout")
+
+
+def test_node_packs_are_named_with_what_was_found_and_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = "class Node:\n    def INPUT_TYPES(cls): pass\n    def run(self, v):\n        "
+    write(tmp_path, server=SERVER)
+    for name, text in {"keeps": "global last\n        last = v\n", "plain": "return v\n"}.items():
+        (tmp_path / "custom_nodes" / name).mkdir(parents=True)
+        (tmp_path / "custom_nodes" / name / "__init__.py").write_text(node + text)
+    (tmp_path / "custom_nodes" / "taker.py").write_text("import execution\nexecution.PromptQueue.get = None\n")
+    monkeypatch.setenv("COMFY_MULTI_GPU_SCHED", "1")
+    monkeypatch.setenv("COMFY_PARALLEL_PACKS", "auto,plain=alone,misspelt=trust")
+    lines = doctor(tmp_path, capsys)[1]
+    said = [line for line in lines if line.startswith("node pack ")]
+    assert said[:2] == [
+        "node pack keeps: isolated, every slot has its own: last (__init__.py:5)",
+        "node pack plain: its jobs run alone, as COMFY_PARALLEL_PACKS says",
+    ]
+    assert said[2].startswith("node pack taker: CLASH: it replaces PromptQueue.get (taker.py:2); ")
+    assert "COMFY_PARALLEL_PACKS names 'misspelt', but no node pack's folder is called so" in lines
