@@ -243,7 +243,18 @@ def _fit(patch: Patch, source: Callable[[str], ModuleSource | None]) -> Fit:
     return fit
 
 
-_LIBRARIES = {"torch", "numpy", "random", "threading", "concurrent", "importlib", "logging", "aiohttp", "comfy_aimdo"}
+_LIBRARIES = {
+    "aiohttp",
+    "comfy_aimdo",
+    "concurrent",
+    "importlib",
+    "logging",
+    "numpy",
+    "random",
+    "safetensors",
+    "threading",
+    "torch",
+}
 
 
 class _Broken(Exception):

@@ -11,6 +11,7 @@ import pytest
 
 from comfy_parallel import patches
 from comfy_parallel.patching.engine import Addition, Patch
+from comfy_parallel.patching.patch_set import _is_library
 from tests.unit.test_architecture import FILES, HOST, TREES
 
 # They look at the namespace of a function that they were given, for what every module has or for themselves.
@@ -110,3 +111,10 @@ def test_every_feature_is_one_that_can_be_switched_off_or_done_without() -> None
 
 def test_what_only_saves_time_never_keeps_a_host_from_starting() -> None:
     assert [patch.target for patch in patches.ALL if patch.feature == "speed" and not patch.spare] == []
+
+
+def test_every_module_is_known_as_the_hosts_or_as_a_librarys() -> None:
+    """A library's module is looked for when it is imported, not among the host's files."""
+    roots = {module.partition(".")[0] for patch in patches.ALL for module in patch.modules}
+    assert {root for root in roots if root not in HOST and not _is_library(root)} == set()
+    assert not [root for root in HOST if _is_library(root) and root != "comfy_aimdo"]
