@@ -48,6 +48,12 @@ class Config:
     graphs: bool = True
     packs: PackModes = PackModes()
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether several slots compute on one device that is no CPU."""
+        named = [device for device in self.devices or () if device != "cpu"]
+        return self.slots_per_gpu > 1 or len(set(named)) < len(named)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
         """Read the configuration.

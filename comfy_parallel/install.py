@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from comfy_parallel.config import Config, misspelt
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
-from comfy_parallel.host import allocator, facts
+from comfy_parallel.host import allocator, dynamic_vram, facts
 from comfy_parallel.isolation.packs import loader, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.patching.patch_set import PatchSet
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _config = Config()
 _patches: PatchSet | None = None
-_put_back_allocator: Callable[[], None] | None = None
+_put_back: list[Callable[[], None]] = []  # the host's choices that we changed
 _search: Search | None = None
 _take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
@@ -50,6 +50,8 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
         return _patches is not None
     try:
         _put_on()
+    except ConfigError as error:
+        _exit(error)
     except Exception as error:  # noqa: BLE001 - what we did not foresee of a host must not keep it from starting
         uninstall()
         _give_up(error if isinstance(error, HostMismatch) else HostMismatch(f"{error!r} while it was installed"))
@@ -58,7 +60,7 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
 
 def _put_on() -> None:
     """Check the host, then have each of its modules patched when it is imported."""
-    global _patches, _search, _put_back_allocator
+    global _patches, _search
     from comfy_parallel import patches
 
     host_dir = facts.directory()
@@ -73,10 +75,13 @@ def _put_on() -> None:
     loader.use(_config.packs)
     patch_set.install()
     if _patches is not None:  # Not None unless a module that was there already did not fit.
-        graphs = "graphs" in patch_set.features()
-        per_slot.switch(graphs)
-        if graphs:
-            _put_back_allocator = allocator.prefer_native(os.environ)
+        if "graphs" in patch_set.features():
+            per_slot.switch(True)
+            _put_back.append(allocator.prefer_native(os.environ))
+        elif not _config.graphs:
+            per_slot.switch(False)
+        if _config.shares_gpus:
+            _put_back.append(dynamic_vram.turn_off())
 
 
 def _switched_off() -> set[str]:
@@ -99,7 +104,7 @@ def uninstall() -> None:
         own_attributes.revert()
         _patches.revert()
         _patches = None
-        _give_allocator_back()
+        _give_choices_back()
         set_slots(())
         loading.use(None)
     _end_search()
@@ -119,6 +124,8 @@ def _complete_server(server: Any) -> None:
         _tell_unknown_globals()
         if _patches is not None:
             _patches.in_use()
+        if _config.shares_gpus:
+            dynamic_vram.check_off()
         devices = device.choose_devices(_config, facts.device_type())
         pool.start_slots(front, devices)
     except ComfyParallelError as error:
@@ -254,13 +261,13 @@ def _leave_out(what: str, reason: HostMismatch) -> None:
         "comfy_parallel: %s does not fit this ComfyUI, so %s (%s asks for that): %s", what, effect, remedy, reason
     )
     if what == "graphs":
-        per_slot.switch(False)
+        per_slot.switch(False, f"they do not fit this ComfyUI: {reason}")
 
 
 def _give_up(mismatch: HostMismatch) -> None:
     global _patches
     _patches = None
-    _give_allocator_back()
+    _give_choices_back()
     _end_search()
     _stay_off(mismatch)
 
@@ -275,11 +282,9 @@ def _stay_off(mismatch: HostMismatch) -> None:
     )
 
 
-def _give_allocator_back() -> None:
-    global _put_back_allocator
-    if _put_back_allocator is not None:
-        _put_back_allocator()
-        _put_back_allocator = None
+def _give_choices_back() -> None:
+    while _put_back:
+        _put_back.pop()()
 
 
 def _host_version() -> str:

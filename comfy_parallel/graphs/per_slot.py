@@ -16,20 +16,21 @@ from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, is_shared, 
 
 logger = logging.getLogger(__name__)
 
-_is_on = False
+_BY_USER = "switched off: COMFY_PARALLEL_GRAPHS is off; set it to auto"
+_off: str | None = _BY_USER  # why no slot records steps
 _steppers: SlotLocal[Stepper | None] = SlotLocal(lambda: _make(current_slot()))
 _between_steps: SlotLocal[list[bool]] = SlotLocal(lambda: [False])
 
 
-def switch(on: bool) -> None:
+def switch(on: bool, why_off: str = _BY_USER) -> None:
     """Turn graph stepping on or off, before the first job."""
-    global _is_on
-    _is_on = on
+    global _off
+    _off = None if on else why_off
 
 
 def of_slot() -> Stepper | None:
     """The calling slot's stepper."""
-    return _steppers.get() if _is_on and current_slot() is not None else None
+    return _steppers.get() if _off is None and current_slot() is not None else None
 
 
 @contextmanager
@@ -61,14 +62,14 @@ def of_step() -> Stepper | None:
 
 def why_off(slot: Slot) -> str | None:
     """Why all steps of a slot run eagerly, and what would help; None where they are recorded."""
-    return why_not(slot.device) if _is_on else "switched off: COMFY_PARALLEL_GRAPHS is off; set it to auto"
+    return _off or why_not(slot.device)
 
 
 def tell() -> None:
     """Log why, for each slot whose steps all run eagerly; where the user may have expected otherwise as a warning."""
     for slot in slots():
         if (reason := why_off(slot)) is not None:
-            level = logging.WARNING if _is_on and slot.device.startswith("cuda") else logging.INFO
+            level = logging.WARNING if _off is None and slot.device.startswith("cuda") else logging.INFO
             logger.log(level, "%s: every step runs eagerly: %s", slot.name, reason)
 
 

@@ -14,6 +14,7 @@ from comfy_parallel.config import Config
 from comfy_parallel.errors import HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.patching.unknown import Search
+from comfy_parallel.slots.slot import Slot
 
 install: Any = importlib.import_module("comfy_parallel.install")
 
@@ -104,12 +105,13 @@ def test_a_feature_that_does_not_fit_is_named_with_reason_and_remedy(
 
 def test_steps_are_eager_where_graphs_do_not_fit(configured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     configured()
-    switched: list[bool] = []
-    monkeypatch.setattr(per_slot, "switch", switched.append)
+    per_slot.switch(True)
     install._leave_out("weights", HostMismatch("the reason"))
-    assert switched == []
+    assert per_slot._off is None
     install._leave_out("graphs", HostMismatch("the reason"))
-    assert switched == [False]
+    off = per_slot.why_off(Slot(0, "cuda:0"))
+    per_slot.switch(False)
+    assert off == "they do not fit this ComfyUI: the reason"
 
 
 def test_a_feature_that_was_asked_for_is_refused_when_strict(configured: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +160,7 @@ def test_a_misspelt_variable_is_in_the_log_even_where_it_leaves_the_scheduler_of
 
 def test_a_host_that_cannot_be_patched_gets_its_allocator_back(monkeypatch: pytest.MonkeyPatch) -> None:
     put_back: list[bool] = []
-    monkeypatch.setattr(install, "_put_back_allocator", lambda: put_back.append(True))
+    monkeypatch.setattr(install, "_put_back", [lambda: put_back.append(True)])
     monkeypatch.setattr("comfy_parallel.host.facts.directory", lambda: Path("host"))
     for _ in range(2):
         install._give_up(HostMismatch("a function that is not there"))

@@ -854,7 +854,7 @@ def host_function(module: str = "comfy.k_diffusion.sampling") -> Any:
 
 @pytest.fixture
 def of_slot(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(per_slot, "_is_on", True)
+    monkeypatch.setattr(per_slot, "_off", None)
     slot = Slot(0, "cuda:0")
     slot.values[per_slot._steppers] = stepper
     with entered(slot):
