@@ -17,6 +17,8 @@ _HANDS_OVER = {
 }
 _STARTS = {"Thread", "Timer", "submit", "run_in_executor", "create_task", "ensure_future", "start_new_thread"}
 _ASKED_BY_THE_SERVER = {"INPUT_TYPES", "VALIDATE_INPUTS", "validate_inputs", "define_schema", "comfy_entrypoint"}
+# A call of such a method is of a list, dict, set or text, and not of a node whose function is called so.
+_OF_CONTAINERS = {name for kind in (list, dict, set, str) for name in dir(kind) if not name.startswith("_")}
 _MOST_NAMESAKES = {"outside": 4, "job": 25}  # of a method, for a call by its name to count as one of each of them
 
 
@@ -30,11 +32,11 @@ class Callers:
         for place in self._units:
             if "." in place[1]:
                 self._methods[place[1].rpartition(".")[2]].append(place)
+        self.nodes = {place for path, file in pack.files.items() for place in self._node_classes(path)}
         self._next = {
             kind: {place: set(self._reached_by(unit, most)) & self._units.keys() for place, unit in self._units.items()}
             for kind, most in _MOST_NAMESAKES.items()
         }
-        self.nodes = {place for path, file in pack.files.items() for place in self._node_classes(path)}
         self.outside = self.reach(self._outside_roots(), "outside")
         self.job = self.reach(self._job_roots())
         self.importing = self.reach(self._import_roots()) - self.job - self.outside
@@ -64,7 +66,11 @@ class Callers:
             yield from self._places(thing)
         for name in unit.methods_called if unit.name != MODULE else ():
             if 0 < len(self._methods[name]) <= most:
-                yield from self._methods[name]
+                is_plain = name in _OF_CONTAINERS
+                yield from (place for place in self._methods[name] if not (is_plain and self._is_of_node(place)))
+
+    def _is_of_node(self, place: Place) -> bool:
+        return (place[0], place[1].rpartition(".")[0]) in self.nodes
 
     def _places(self, thing: Thing) -> Iterator[Place]:
         if thing.kind in ("function", "method"):

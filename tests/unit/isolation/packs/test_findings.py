@@ -113,6 +113,14 @@ def test_names_of_the_function_itself_are_no_finding(tmp_path: Path) -> None:
     assert treatments(tmp_path, text) == {}
 
 
+def test_a_list_s_method_is_not_that_of_a_node_which_is_called_so(tmp_path: Path) -> None:
+    text = NODE.replace("class Node", "class Appends").replace("def run", "def append").replace("work(", "flip(")
+    text += "\ndef flip(n, k, v):\n    torch.backends.flag = v\ndef work(n, k, v):\n    made = []\n    made.append(v)\n"
+    (tmp_path / "__init__.py").write_text("import torch\n" + NODE + text)
+    (found,) = findings(tmp_path)
+    assert (found.treatment, found.classes) == (ALONE, {"Appends"})
+
+
 def test_locks_and_queues_stay_one(tmp_path: Path) -> None:
     text = "import queue\nq = queue.Queue()\ndef work(node, key, value):\n    q.put_nowait(value)"
     assert treatments(tmp_path, text) == {}
