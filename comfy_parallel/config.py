@@ -46,6 +46,7 @@ class Config:
     ram_gb: float | None = None
     preload: tuple[str, ...] = ()
     graphs: bool = True
+    max_nodes: int | None = None
     packs: PackModes = PackModes()
 
     @property
@@ -76,6 +77,7 @@ class Config:
             ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
             preload=tuple(filter(None, map(str.strip, env.get("COMFY_PARALLEL_PRELOAD", "").split(",")))),
             graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
+            max_nodes=_count(env, "COMFY_PARALLEL_MAX_NODES", most=9_999_999),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
         )
 
@@ -140,12 +142,12 @@ def _auto_or_off(env: Mapping[str, str], name: str) -> bool:
     return value != "off"
 
 
-def _count(env: Mapping[str, str], name: str) -> int | None:
+def _count(env: Mapping[str, str], name: str, *, most: int = 999) -> int | None:
     value = env.get(name, "").strip()
     if not value:
         return None
-    if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) == 0:
-        raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to 999, or leave it unset")
+    if not re.fullmatch(r"[0-9]{1,7}", value) or not 1 <= int(value) <= most:
+        raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to {most}, or leave it unset")
     return int(value)
 
 

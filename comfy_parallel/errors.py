@@ -34,3 +34,17 @@ class BadRequest(ComfyParallelError):
         self.type = type
         self.message = message
         self.details = details
+
+
+class TooManyNodes(BadRequest):
+    """A job has more nodes than the server takes."""
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(
+            "too_many_nodes",
+            f"the job has {count} nodes, and this server takes at most {limit}",
+            "send several smaller jobs, or start the server with a higher COMFY_PARALLEL_MAX_NODES",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.details}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from comfy_parallel.config import Config, misspelt
+from comfy_parallel.core import limits
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, dynamic_vram, facts
@@ -73,6 +74,7 @@ def _put_on() -> None:
     _search = Search(host_dir)
     pool.when_server_is_made(_complete_server, _take_over)
     loader.use(_config.packs)
+    limits.set_max_nodes(_config.max_nodes or limits.DEFAULT_MAX_NODES)
     patch_set.install()
     if _patches is not None:  # Not None unless a module that was there already did not fit.
         if "graphs" in patch_set.features():

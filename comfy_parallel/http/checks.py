@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+from comfy_parallel.core import limits
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
 
@@ -69,6 +70,7 @@ def check_page(query: dict[str, str]) -> None:
 
 def _check_nodes(data: dict[str, Any]) -> None:
     _check_kind(data, "prompt", dict)
+    limits.check_nodes(len(data["prompt"]))
     for node_id, node in data["prompt"].items():
         if (
             len(node_id) > MAX_NAME

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from comfy_parallel.core import limits
 from comfy_parallel.isolation import save_numbers
 from comfy_parallel.isolation.slot_globals import SlotGlobals
 from comfy_parallel.patching.engine import Patch
@@ -81,6 +82,15 @@ def _when_others_rest(original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _bounded(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def add_ephemeral_node(self: Any, *args: Any, **kwargs: Any) -> None:
+        limits.check_nodes(len(self.original_prompt) + len(self.ephemeral_prompt) + 1)
+        original(self, *args, **kwargs)
+
+    return add_ephemeral_node
+
+
 def _locked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -113,6 +123,13 @@ PATCHES: tuple[Patch, ...] = (
         why="Nodes that expand into graphs would get another job's prefix, and now and then its values.",
         until="the host keeps the prefix in a context variable",
         hazards=(15,),
+    ),
+    Patch(
+        target="comfy_execution.graph:DynamicPrompt.add_ephemeral_node",
+        wrap=_bounded,
+        params=("self", "node_id"),
+        why="A job that makes ever more nodes holds the interpreter, and with it all slots.",
+        until="the host bounds a job's nodes",
     ),
     Patch(
         target="folder_paths:get_save_image_path",

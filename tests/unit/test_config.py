@@ -33,6 +33,8 @@ def test_on_alone_leaves_every_choice_to_the_machine() -> None:
     ("name", "value", "field", "expected"),
     [
         ("COMFY_MULTI_GPU_SCHED", " 1 ", "enabled", True),
+        ("COMFY_PARALLEL_MAX_NODES", "", "max_nodes", None),
+        ("COMFY_PARALLEL_MAX_NODES", "50000", "max_nodes", 50_000),
         ("COMFY_NUM_GPUS", "4", "num_gpus", 4),
         ("COMFY_NUM_GPUS", " 16 ", "num_gpus", 16),
         ("COMFY_NUM_GPUS", "", "num_gpus", None),
@@ -73,6 +75,8 @@ def test_good_values(name: str, value: str, field: str, expected: object) -> Non
     [
         ("COMFY_MULTI_GPU_SCHED", "true", "1 (on) or 0 (off)"),
         ("COMFY_MULTI_GPU_SCHED", "2", "1 (on) or 0 (off)"),
+        ("COMFY_PARALLEL_MAX_NODES", "0", "from 1 to 9999999"),
+        ("COMFY_PARALLEL_MAX_NODES", "off", "leave it unset"),
         ("COMFY_NUM_GPUS", "0", "from 1 to 999"),
         ("COMFY_NUM_GPUS", "-1", "from 1 to 999"),
         ("COMFY_NUM_GPUS", "1.5", "from 1 to 999"),
