@@ -197,7 +197,7 @@ class _Parts:
 def _are_equal(some: Any, others: Any) -> bool:
     try:
         return bool(some == others)
-    except (RuntimeError, TypeError, ValueError):  # such as of two arrays, which have no single truth value
+    except Exception:  # noqa: BLE001 - two that cannot be compared, such as arrays
         return False
 
 

@@ -92,8 +92,12 @@ def _describe(value: Any, where: str, device: Any, tensors: list[Any]) -> Hashab
 
 
 def _describe_tensor(tensor: Any, where: str, device: Any, tensors: list[Any]) -> Hashable:
+    import torch
+
     if tensor.device != device and (tensor.device.type != "cpu" or where.partition(".")[0] in _NOT_MOVED):
         raise Uncapturable(f"a tensor on {tensor.device.type} in {_short(where)}")
+    if tensor.layout is not torch.strided:
+        raise Uncapturable(f"a sparse tensor in {_short(where)}")
     for index, known in enumerate(tensors):
         if known is tensor:
             return "tensor", index

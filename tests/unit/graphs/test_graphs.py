@@ -135,7 +135,10 @@ def test_jobs_with_other_numbers_of_steps_have_one_key() -> None:
     assert keys[0][1] == []
 
 
-@pytest.mark.parametrize("value", [lambda: None, object(), {object(): 1}, torch.nn.Parameter(torch.ones(1))])
+@pytest.mark.parametrize(
+    "value",
+    [lambda: None, object(), {object(): 1}, torch.nn.Parameter(torch.ones(1)), torch.ones(2, 2).to_sparse()],
+)
 def test_what_a_key_cannot_hold_makes_a_call_uncapturable(value: Any) -> None:
     with pytest.raises(Uncapturable, match=r"patches"):
         describe({"transformer_options": {"patches": value}}, CPU)
@@ -459,6 +462,23 @@ def test_replaced_code_is_noticed_when_it_is_suspect(stepper: Stepper, monkeypat
     x = torch.rand(2, 4)
     assert torch.equal(step(stepper, model, x), x * 2)
     assert counts(stepper) == (1, 2, 1)
+
+
+class Incomparable:
+    def __eq__(self, other: object) -> bool:
+        raise AttributeError("one of a pack's objects")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_what_cannot_be_compared_has_changed(stepper: Stepper) -> None:
+    model = Model()
+    for number in range(4):
+        model.attribute = Incomparable()  # type: ignore[assignment]
+        stepper.suspect()
+        x = torch.rand(2, 4)
+        assert torch.equal(step(stepper, model, x), forward(model, x=x)), number
+    assert counts(stepper) == (1, 3, 0)
 
 
 class Local(torch.nn.Linear):
