@@ -71,7 +71,7 @@ def _put_on() -> None:
     if problems:
         raise HostMismatch("; ".join(str(problem) for problem in problems))
     _patches = patch_set
-    _search = Search(host_dir)
+    _search = Search(host_dir, is_awaited=_config.strict)
     pool.when_server_is_made(_complete_server, _take_over)
     loader.use(_config.packs)
     limits.set_max_nodes(_config.max_nodes or limits.DEFAULT_MAX_NODES)

@@ -12,25 +12,29 @@ from comfy_parallel.errors import HostMismatch
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK = """
 import json, os, sys
-getattr(os, "nice", id)(10)
+getattr(os, "nice", id)(int(sys.argv[3]))
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from comfy_parallel.patching.scan import unknown_globals
 from comfy_parallel.patching.sources import Checkout
 print(json.dumps(unknown_globals(Checkout(Path(sys.argv[2])))))
 """
-_LIMIT_S = 120.0
+_LIMIT_S = 600.0
 
 
 class Search:
-    """A search that runs beside the host's own start."""
+    """A search that runs beside the host's own start; in the background unless somebody waits for it."""
 
-    def __init__(self, host_dir: Path) -> None:
-        command = [sys.executable, "-c", _LOOK, str(_ROOT), str(host_dir)]
-        self._error: OSError | None = None
+    def __init__(self, host_dir: Path, *, is_awaited: bool = False) -> None:
+        command = [sys.executable, "-c", _LOOK, str(_ROOT), str(host_dir), "0" if is_awaited else "10"]
+        self._error: Exception | None = None
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        except OSError as error:
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # A Python inside another program may know no path of its own.
             self._error = error
 
     def found(self) -> list[str]:

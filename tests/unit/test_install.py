@@ -80,12 +80,20 @@ def test_a_search_that_fails_is_told_and_refused_when_strict(
     assert "nodes.py: cannot be read" in said
 
 
-def test_a_python_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+@pytest.mark.parametrize("python", ["no python", None])
+def test_a_python_that_cannot_be_started_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", None if python is None else str(tmp_path / python))
     search = Search(tmp_path)
-    with pytest.raises(HostMismatch, match="unknown globals of the host were not looked for: .*no python"):
+    with pytest.raises(HostMismatch, match="unknown globals of the host were not looked for: "):
         search.found()
     search.stop()
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_search_finds_the_same_whether_or_not_somebody_waits(host: Path, is_awaited: bool) -> None:
+    assert Search(host, is_awaited=is_awaited).found() == [UNKNOWN]
 
 
 # Features that do not fit.
