@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -33,6 +33,15 @@ def _reading_stats(original: FunctionType, torch: Any) -> FunctionType:
     return with_globals(original, torch=View(torch, cuda=cuda))
 
 
+def _keeping_cache(original: Callable[[], None]) -> Callable[[], None]:
+    @functools.wraps(original)
+    def reset_cast_buffers() -> None:
+        with device.after_node():
+            original()
+
+    return reset_cast_buffers
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         target="comfy.samplers:collections",
@@ -50,5 +59,12 @@ PATCHES: tuple[Patch, ...] = (
         feature=SPEED,
         why=f"Each step has torch flatten 80 numbers in Python, of which two are read, and {_LOCK}.",
         until="the host or torch asks for single numbers",
+    ),
+    Patch(
+        target="comfy.model_management:reset_cast_buffers",
+        wrap=_keeping_cache,
+        optional=True,
+        why="After each node torch's cache is given back; the next node waits until the driver has given it out again.",
+        until="the host looks at how much memory is free",
     ),
 )

@@ -6,18 +6,22 @@ import ctypes
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 from comfy_parallel.config import Config
 from comfy_parallel.errors import ConfigError, DeviceError
 from comfy_parallel.slots.gates import no_recording_on
-from comfy_parallel.slots.slot import current_slot, slots
+from comfy_parallel.slots.slot import Slot, current_slot, slots
 
 logger = logging.getLogger(__name__)
 
 _THREADS_PER_GPU_SLOT = 4
+_ROOM = 0.25  # of a device's memory
+_is_after_node: ContextVar[bool] = ContextVar("comfy_parallel_after_node", default=False)
 
 
 def choose_devices(config: Config, host_device: str) -> tuple[str, ...]:
@@ -156,13 +160,14 @@ def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
 
     With the cudaMallocAsync allocator the slot's own pool is trimmed. torch's native allocator has no call
     for one device; it gives its own device's cache back by itself when an allocation fails, so there the
-    call is left out while other slots compute.
+    call is left out while other slots compute. Under dynamic VRAM weights would have to go before the cache
+    does: there it is left out as long as there is room, and after a node also while no other slot computes.
     """
 
     @functools.wraps(original)
     def empty_cache() -> None:
         slot = current_slot()
-        if slot is None or not _others_running(slot):
+        if slot is None or not _is_left_out(slot):
             with no_recording_on(range(device_count("cuda"))):
                 return original()
         if _allocator_backend() == "cudaMallocAsync":
@@ -170,6 +175,34 @@ def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
         return None
 
     return empty_cache
+
+
+@contextmanager
+def after_node() -> Iterator[None]:
+    """The body is what the host does after every node: to fill the cache again would take longer than it has effect."""
+    token = _is_after_node.set(True)
+    try:
+        yield
+    finally:
+        _is_after_node.reset(token)
+
+
+def _is_left_out(slot: Slot) -> bool:
+    others = _others_running(slot)
+    if _allocator_backend() == "cudaMallocAsync" or not _has_dynamic_vram():
+        return others
+    return (others or _is_after_node.get()) and _has_room(slot.device)
+
+
+def _has_dynamic_vram() -> bool:
+    return bool(getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", False))
+
+
+def _has_room(device: str) -> bool:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return free >= total * _ROOM
 
 
 def reset_own_watermarks(

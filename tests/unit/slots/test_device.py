@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,6 +211,23 @@ def test_all_caches_are_emptied_while_no_other_device_computes(emptied: list[Any
     with entered(all_slots[0]):
         empty_cache(emptied)()
     assert emptied == ["all"]
+
+
+@pytest.mark.parametrize("others_run", [True, False])
+@pytest.mark.parametrize("is_after_node", [True, False])
+@pytest.mark.parametrize("free", [10, 80])
+def test_under_dynamic_vram_a_cache_is_kept_while_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, emptied: list[Any], others_run: bool, is_after_node: bool, free: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "comfy.memory_management", SimpleNamespace(aimdo_enabled=True))
+    monkeypatch.setattr(device, "_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 100))
+    first, second = make_slots("cuda:0", "cuda:1")
+    if others_run:
+        first.run = Run("job")
+    with entered(second), device.after_node() if is_after_node else nullcontext():
+        empty_cache(emptied)()
+    assert emptied == ([] if free == 80 and (others_run or is_after_node) else ["all"])
 
 
 def test_outside_slots_all_caches_are_emptied(emptied: list[Any]) -> None:
