@@ -15,6 +15,7 @@ from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
 from comfy_parallel.patching.engine import Fit, Patch, Undo
 from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.slot import current_slot, slots
+from comfy_parallel.weights import lost
 
 _MM = "comfy.model_management"
 _ONE_DEVICE = "the host keeps this per device"
@@ -42,6 +43,7 @@ def _is_interrupted(original: Callable[[], bool]) -> Callable[[], bool]:
 def _raise_if_interrupted(original: Callable[[], None], exception: type[BaseException]) -> Callable[[], None]:
     @functools.wraps(original)
     def throw_exception_if_processing_interrupted() -> None:
+        lost.raise_if_any()  # Nor may a job compute with what is written over its weights.
         if interrupts.take_interrupt():
             raise exception()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.patching.engine import Patch
-from comfy_parallel.weights import loading, lost, streaming
+from comfy_parallel.weights import loading, streaming
 from comfy_parallel.weights.files import regions
 from comfy_parallel.weights.gpu import copies, homes
 
@@ -16,7 +16,6 @@ WEIGHTS = "weights"
 _WHY = "Every slot would keep its own copy of the same weights in RAM."
 _WHY_APART = "Weights that lie in one block on a GPU give its memory back together only."
 _WHY_SAVED = "Who overwrites a mapped file waits until its users have a copy, and may hold the interpreter."
-_WHY_LOST = "A job must not compute with what another program has written over its weights."
 _UNTIL = "the host's models alias the mapped file on every device"
 
 
@@ -224,15 +223,6 @@ def _before_saving(path: Any) -> None:
         store.let_go(path)
 
 
-def _raise_if_lost(original: Callable[[], None]) -> Callable[[], None]:
-    @functools.wraps(original)
-    def throw_exception_if_processing_interrupted() -> None:
-        lost.raise_if_any()
-        original()
-
-    return throw_exception_if_processing_interrupted
-
-
 def _pin_memory(original: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(original)
     def pin_memory(tensor: Any) -> bool:
@@ -286,7 +276,6 @@ PATCHES: tuple[Patch, ...] = (
     _patch("comfy.utils:load_torch_file", _load_torch_file, "ckpt", "safe_load", "device", "return_metadata"),
     _patch("safetensors.torch:save_file", _save_file, "tensors", "filename", why=_WHY_SAVED),
     _patch("torch.serialization:_open_zipfile_writer_file.__init__", _open_for_saving, "self", "name", why=_WHY_SAVED),
-    _patch("comfy.model_management:throw_exception_if_processing_interrupted", _raise_if_lost, why=_WHY_LOST),
     _patch("comfy.utils:copy_to_param", _copy_to_param, "obj", "attr", "value", needs=("get_attr",), hazards=(53,)),
     _patch(
         "torch.nn.modules.module:Module._load_from_state_dict",

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import functools
 import hashlib
+import os
 import sys
 import threading
 import time
@@ -172,10 +175,11 @@ def plain_copies() -> dict[str, float | None]:
 def seconds(work: Callable[[], Any]) -> float:
     import torch
 
-    torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     began = time.perf_counter()
     work()
-    torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - began
 
 
@@ -201,4 +205,38 @@ async def weights(request: web.Request) -> web.Response:
     return web.json_response(digests() if "comfy_parallel.weights.files.store" in sys.modules else {})
 
 
-NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules, CPTUnloadPart)}
+class CPTOverwrite(Observing):
+    """Saves over a file, as a node that saves a model does, and tells how long it was kept waiting."""
+
+    FUNCTION = "overwrite"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"path": ("STRING",), "how": ("STRING",)}}
+
+    def overwrite(self, path: str, how: str) -> dict[str, Any]:
+        import torch
+        from safetensors.torch import save_file
+
+        writers: dict[str, Callable[[], Any]] = {
+            "torch.save": lambda: torch.save({"x": torch.ones(3)}, path),
+            "safetensors": lambda: save_file({"x": torch.ones(3)}, path),
+            # As safetensors before 0.8 does: it keeps the interpreter while it waits.
+            "native": lambda: ctypes.PyDLL(None).open(path.encode(), os.O_WRONLY | os.O_TRUNC),
+        }
+        return {"ui": {"value": [seconds(writers[how])]}}
+
+
+@PromptServer.instance.routes.post("/test/no_memory")
+async def no_memory(request: web.Request) -> web.Response:
+    """From now on there is none for copies of mapped files that are overwritten."""
+    from comfy_parallel.weights.files import mapping
+
+    def fail(*_arguments: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    mapping._copy_in_place = fail
+    return web.json_response({})
+
+
+NODES = {node.__name__: node for node in (CPTLoadTimes, CPTLoadedModules, CPTUnloadPart, CPTOverwrite)}

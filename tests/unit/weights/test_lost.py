@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comfy_parallel.errors import WeightsLost
-from comfy_parallel.patches import weights as patches
+from comfy_parallel.patches import model_management
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights import loading, lost
 from comfy_parallel.weights.files import mapping
@@ -23,7 +23,7 @@ from tests.unit.weights.samples import GIB, bits, collect, model_of, numbers, ov
 
 pytestmark = pytest.mark.timeout(30)
 
-CHECK = patches._raise_if_lost(lambda: None)
+CHECK = model_management._raise_if_interrupted(lambda: None, KeyError)
 
 
 @pytest.fixture
