@@ -8,14 +8,15 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs import writes
 from comfy_parallel.isolation.packs.copies import PACK, own_copy
 from comfy_parallel.isolation.packs.finding import Finding
-from comfy_parallel.isolation.packs.plans import PackPlan, plan_of
+from comfy_parallel.isolation.packs.kept import kept_code, kept_plan
+from comfy_parallel.isolation.packs.plans import PackPlan
 from comfy_parallel.isolation.packs.redirect import set_and_return
 from comfy_parallel.isolation.packs.rewrite import (
     CALLS,
@@ -91,23 +92,28 @@ def _folders() -> list[tuple[str, bool]]:
     return [*((f"{path.rstrip('/')}/", False) for path in module.get_folder_paths("custom_nodes")), (extras, True)]
 
 
-def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> Any:
+def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> CodeType | None:
     """Give the module what its functions will ask for; its code, or None where nothing is to be rewritten."""
     vars(module)[PACK] = str(root)
     vars(module)[writes.SHARED] = plan.shared
     if not plan.is_needed:
         return None
     _provide(module, plan)
+    return kept_code(path, plan, lambda: _rewritten(path, plan))
+
+
+def _rewritten(path: Path, plan: Plan) -> CodeType | None:
     tree = parsed(path)
     if tree is None or not rewrite(tree, plan):
         return None
-    return compile(tree, str(path), "exec", dont_inherit=True)
+    code: CodeType = compile(tree, str(path), "exec", dont_inherit=True)
+    return code
 
 
 def _plan_of(root: Path, path: Path) -> Plan:
     with _lock:
         if root not in _plans:
-            _plans[root] = plan_of(root)
+            _plans[root] = kept_plan(root)
         place = path.name if root == path else path.relative_to(root).as_posix()
         return _plans[root].files.get(place, Plan())
 

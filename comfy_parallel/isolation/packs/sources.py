@@ -190,12 +190,15 @@ class Pack:
         return found
 
 
-def _read(root: Path) -> Iterator[File]:
+def source_paths(root: Path) -> list[Path]:
+    """The source files of a pack, but for its tests and what was installed into it."""
     if root.is_file():
-        paths = [root]
-    else:
-        paths = [path for path in sorted(root.rglob("*.py")) if not _SKIPPED & set(path.relative_to(root).parts[:-1])]
-    for path in paths:
+        return [root]
+    return [path for path in sorted(root.rglob("*.py")) if not _SKIPPED & set(path.relative_to(root).parts[:-1])]
+
+
+def _read(root: Path) -> Iterator[File]:
+    for path in source_paths(root):
         tree = parsed(path)
         if tree is not None:
             yield File(path.relative_to(root.parent if root.is_file() else root).as_posix(), tree)
