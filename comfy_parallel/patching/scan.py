@@ -76,6 +76,7 @@ _TABLE: dict[str, dict[str, str]] = {
             "cls._default_prefix_root"
         ),
         "comfy_execution/progress.py": "global_progress_registry",
+        "comfy_extras/nodes_glsl.py": "GLContext._initialized _eglGetPlatformDisplayEXT cls._instance",
         "comfy_extras/nodes_train.py": "comfy.model_management.in_training comfy.model_management.training_fp8_bwd",
         "latent_preview.py": "args.preview_method",
     },
@@ -102,7 +103,6 @@ _TABLE: dict[str, dict[str, str]] = {
     },
     SHARED: {
         "comfy/ldm/seedvr/vae.py": "_NORM_LIMIT",
-        "comfy_extras/nodes_glsl.py": "GLContext._initialized _eglGetPlatformDisplayEXT cls._instance",
     },
 }
 
