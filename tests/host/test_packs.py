@@ -183,23 +183,25 @@ def test_what_a_node_keeps_on_its_class_is_the_own_job_s(server: HostServer, sto
 # A model that a pack keeps and hands to every slot.
 
 
-def cached_loader(strength: float, seed: int, key: str, parties: int) -> Workflow:
+def cached_loader(class_type: str, strength: float, seed: int, key: str, parties: int) -> Workflow:
     loading = {"lora_name": "lora.safetensors", "strength": strength, "key": key, "parties": parties}
-    workflow = {**txt2img(seed, steps=2), "ckpt": node("PackCachedLoader", ckpt_name="a.safetensors", **loading)}
+    workflow = {**txt2img(seed, steps=2), "ckpt": node(class_type, ckpt_name="a.safetensors", **loading)}
     gate = {"key": key, "parties": parties, "stages": "encoded"}
     workflow["latent"], workflow["empty"] = node("CPTOverlap", value=["empty", 0], **gate), workflow["latent"]
     return digest({**workflow, "image": workflow["decode"]}, "image")
 
 
+@pytest.mark.parametrize("class_type", ["PackCachedLoader", "CPTHandsOut"])
 def test_a_model_that_a_pack_hands_to_two_slots_gives_each_its_own_images(
-    server: HostServer, stock: HostServer
+    server: HostServer, stock: HostServer, class_type: str
 ) -> None:
+    """The second is a trusted pack's: it really hands out one and the same model."""
     strengths = (0.2, 0.9)
     for round_number in range(3):  # at first it may be two models
         key = new_key()
-        expected = [alone(stock, cached_loader(s, 7 + round_number, "", 1)) for s in strengths]
+        expected = [alone(stock, cached_loader(class_type, s, 7 + round_number, "", 1)) for s in strengths]
         assert expected[0] != expected[1]
-        assert outcomes(server, [cached_loader(s, 7 + round_number, key, 2) for s in strengths]) == expected
+        assert outcomes(server, [cached_loader(class_type, s, 7 + round_number, key, 2) for s in strengths]) == expected
     lora = digest(with_loras(txt2img(9, steps=2), 0.9), "sampler")
     assert outcomes(server, [lora, lora]) == [alone(stock, lora)] * 2
     check_plain(server, stock)

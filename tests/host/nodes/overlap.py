@@ -8,6 +8,10 @@ import hashlib
 import threading
 from typing import Any
 
+import comfy.sd
+import comfy.utils
+import folder_paths
+
 PATIENCE_S = 15.0
 ANY = type("AnyType", (str,), {"__ne__": lambda self, other: False})("*")
 
@@ -67,6 +71,31 @@ class CPTDigest:
         return (hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest(),)
 
 
+class CPTHandsOut:
+    """Loads a checkpoint once for the whole process, and hands that to every job, with a LoRA of a strength."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    changed = threading.Lock()
+    loaded: dict[str, Any] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        texts = {"ckpt_name": ("STRING", {}), "lora_name": ("STRING", {}), "key": ("STRING", {})}
+        return {"required": {**texts, "strength": ("FLOAT", {}), "parties": ("INT", {"default": 1})}}
+
+    def load(self, ckpt_name: str, lora_name: str, key: str, strength: float, parties: int) -> tuple[Any, ...]:
+        with self.changed:
+            if ckpt_name not in self.loaded:
+                path = folder_paths.get_full_path("checkpoints", ckpt_name)
+                self.loaded[ckpt_name] = comfy.sd.load_checkpoint_guess_config(path)[:3]
+        model, clip, vae = self.loaded[ckpt_name]
+        lora = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", lora_name))
+        CPTOverlap.meet(key, "loaded", parties)
+        return (*comfy.sd.load_lora_for_models(model, clip, lora, strength, strength), vae)
+
+
 class CPTMet:
     """Whether all jobs with this key met at every stage."""
 
@@ -83,4 +112,4 @@ class CPTMet:
         return (bool(came) and key not in CPTOverlap.missed,)
 
 
-NODES = {node.__name__: node for node in (CPTDigest, CPTMet, CPTOverlap)}
+NODES = {node.__name__: node for node in (CPTDigest, CPTHandsOut, CPTMet, CPTOverlap)}
