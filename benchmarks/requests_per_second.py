@@ -1,9 +1,10 @@
 """Stock ComfyUI against comfy_parallel over HTTP, in one run on one machine, on the CPU.
 
-    python benchmarks/requests_per_second.py COMFYUI_DIR [--rounds 3] [--jobs 10000]
+    python benchmarks/requests_per_second.py COMFYUI_DIR [--rounds 3] [--jobs 10000] [--only-runs]
 
-Measures requests per second and latency of `POST /prompt` (workers busy), the time from submitting a job to
-its start on an idle server, and `GET /queue` and `GET /queue/all` with many waiting jobs. Stock and ours run
+Measures jobs per second from submitting to history (jobs that compute nothing, and those on one slot alone), the
+time from submitting a job to its start on an idle server, requests per second and latency of `POST /prompt` (workers
+busy), and `GET /queue` and `GET /queue/all` with many waiting jobs. Stock and ours run
 side by side and take turns; the figures are medians over the rounds (restarts), the ratios ours / stock.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import statistics
 import sys
@@ -30,7 +32,9 @@ from tests.host.workflows import Workflow, txt2img
 CLIENTS = 4
 STARTS = 600
 READS = 10
+RUNS = 200
 TURNS = 20
+POLL_S = 0.005
 SLOTS = {"stock": None, "ours": "cpu,cpu"}
 
 
@@ -47,7 +51,7 @@ def main() -> None:
                 (base / "models" / "checkpoints").mkdir()
                 (base / "models" / "checkpoints" / "a.safetensors").touch()  # only its name is looked at
                 servers[name] = stack.enter_context(server)
-            for (figure, name), value in measure(servers, options.jobs).items():
+            for (figure, name), value in measure(servers, options.jobs, only_runs=options.only_runs).items():
                 samples.setdefault((figure, name), []).append(value)
     report(samples)
 
@@ -57,18 +61,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=10000)
+    parser.add_argument("--only-runs", action="store_true", help="leave out what is measured with busy workers")
     return parser.parse_args()
 
 
-def measure(servers: dict[str, HostServer], jobs: int) -> dict[tuple[str, str], float]:
+def measure(servers: dict[str, HostServer], jobs: int, *, only_runs: bool) -> dict[tuple[str, str], float]:
     """All figures of one start of both servers. They take turns, so that a machine's changing speed hits both."""
     figures: dict[tuple[str, str], float] = {}
     starts: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(TURNS):
         for name, server in servers.items():
             starts[name] += submit_to_start(server)
-    for name, server in servers.items():
+    for name in servers:
         figures["submit to start, ms", name] = statistics.median(starts[name]) * 1000
+    figures |= run_jobs(servers)
+    if only_runs:
+        return figures
+    for server in servers.values():
         make_busy(server)
     figures |= submit(servers, jobs, "smallest job", job("CPTConstInt", value=1))
     figures |= submit(servers, jobs, "txt2img", txt2img(1))
@@ -76,6 +85,41 @@ def measure(servers: dict[str, HostServer], jobs: int) -> dict[tuple[str, str], 
         fill(server, txt2img(1), jobs, [])
     figures |= read_queues(servers)
     return figures
+
+
+def run_jobs(servers: dict[str, HostServer]) -> dict[tuple[str, str], float]:
+    """Jobs that compute nothing, from submitting them to their end."""
+    seconds: dict[str, list[float]] = {name: [] for name in servers}
+    used: dict[str, list[float]] = {name: [] for name in servers}
+    for turn in range(TURNS + 1):
+        for name, server in servers.items():
+            cpu = cpu_seconds(server.pid)
+            took = run_to_end(server, RUNS)
+            if turn:  # The first is a warm-up.
+                seconds[name].append(took)
+                used[name].append(cpu_seconds(server.pid) - cpu)
+    figures = {("no-op jobs, submit to history: jobs/s", name): RUNS * TURNS / sum(seconds[name]) for name in servers}
+    for name in servers:
+        figures["no-op jobs: median of ratios of turns", name] = statistics.median(
+            one / other for one, other in zip(seconds["stock"], seconds[name], strict=True)
+        )
+        figures["no-op jobs: CPU ms per job", name] = sum(used[name]) / RUNS / TURNS * 1000
+    return figures
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the CPU."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_to_end(server: HostServer, jobs: int) -> float:
+    """Submit jobs from several connections and wait for the last one's end; the whole's seconds."""
+    began = time.perf_counter()
+    fill(server, None, jobs, [])
+    while server.request("GET", "/prompt")[1]["exec_info"]["queue_remaining"]:
+        time.sleep(POLL_S)
+    return time.perf_counter() - began
 
 
 def submit(servers: dict[str, HostServer], jobs: int, what: str, workflow: Workflow) -> dict[tuple[str, str], float]:
@@ -148,8 +192,11 @@ def submit_to_start(server: HostServer) -> list[float]:
     return times
 
 
-def fill(server: HostServer, workflow: Workflow, jobs: int, latencies: list[float]) -> float:
-    """Submit jobs from several connections; appends each request's seconds and returns the whole's."""
+def fill(server: HostServer, workflow: Workflow | None, jobs: int, latencies: list[float]) -> float:
+    """Submit jobs from several connections; appends each request's seconds and returns the whole's.
+
+    Without a workflow each job is another one of the smallest.
+    """
     threads = [
         threading.Thread(target=send, args=(server, workflow, jobs // CLIENTS, latencies)) for _ in range(CLIENTS)
     ]
@@ -161,10 +208,12 @@ def fill(server: HostServer, workflow: Workflow, jobs: int, latencies: list[floa
     return time.perf_counter() - began
 
 
-def send(server: HostServer, workflow: Workflow, count: int, latencies: list[float]) -> None:
+def send(server: HostServer, workflow: Workflow | None, count: int, latencies: list[float]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     body = json.dumps({"prompt": workflow})
     for _ in range(count):
+        if workflow is None:
+            body = json.dumps({"prompt": job("CPTConstInt", value=random.randrange(2**60))})
         began = time.perf_counter()
         connection.request("POST", "/prompt", body, {"Content-Type": "application/json"})
         reply = connection.getresponse()
