@@ -141,6 +141,25 @@ def copied_json(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+class QuickStatus:
+    """A job's status whose dict, which the host copies into the history, copies itself quickly."""
+
+    def __init__(self, status: Any) -> None:
+        self._status = status
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._status, name)
+
+    def _asdict(self) -> dict[str, Any]:
+        return _QuickDict(self._status._asdict())
+
+
+class _QuickDict(dict[str, Any]):
+    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
+        copied: dict[str, Any] = copied_json(dict(self))
+        return copied
+
+
 def client_of(item: Any) -> Any:
     """The client that is told of a job; None for nobody."""
     return item[3].get("client_id") if isinstance(item[3], dict) else None

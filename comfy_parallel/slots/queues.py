@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from comfy_parallel.core import scope
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher, RunningJobs
-from comfy_parallel.slots.items import QueueItem, is_item, named_target, view_of
+from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, view_of
 from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
 from comfy_parallel.slots.slot_queue import SlotQueue, through
 
@@ -208,6 +208,8 @@ class FrontQueue:
 
     def record_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Move a job that has ended into the history. Node packs wrap `task_done`, not this."""
+        if kwargs.get("status") is not None:
+            kwargs["status"] = QuickStatus(kwargs["status"])
         with self.mutex:
             desk, item = self._dispatcher.owner_of(item_id), self._dispatcher.running[item_id]
             super().task_done(item_id, history_result, *args, **kwargs)

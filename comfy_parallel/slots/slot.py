@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -134,14 +133,19 @@ def interrupt_job(prompt_id: str) -> bool:
     return bool(runs)
 
 
-@contextmanager
-def entered(slot: Slot | None) -> Iterator[None]:
-    """Run the body as code of `slot` (or of no slot)."""
-    token = _CURRENT.set(slot)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+class entered:  # noqa: N801 - used like a function
+    """Run the body as code of `slot` (or of no slot). A class, because it is on the way of every job."""
+
+    __slots__ = ("_slot", "_token")
+
+    def __init__(self, slot: Slot | None) -> None:
+        self._slot = slot
+
+    def __enter__(self) -> None:
+        self._token = _CURRENT.set(self._slot)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        _CURRENT.reset(self._token)
 
 
 class SlotLocal(Generic[T]):
