@@ -267,6 +267,20 @@ def test_reconnecting_tells_a_client_where_its_own_job_is(server: HostServer, sl
             assert others not in [e["data"].get("prompt_id") for e in back.events]
 
 
+def test_reconnecting_tells_a_client_of_all_its_running_jobs(server: HostServer) -> None:
+    with server.websocket() as gone:
+        own = [start_held(server, gone, slot, slot + 1) for slot in (0, 1)]
+        gone.close()
+        queue_ids(server)
+        with server.websocket(gone.client_id) as back:
+            back.wait_for(lambda event: event["type"] == "executing" and event["data"].get("gpu_id") == 1)
+            back.wait_for(lambda event: event["type"] == "executing" and event["data"].get("gpu_id") != 1)
+            told = [event["data"] for event in back.of_type("executing")]
+            assert [data["node"] for data in told] == ["hold", "hold"]
+            assert own[1] in [data.get("prompt_id") for data in told]
+            release(server, *own)
+
+
 def test_reconnecting_after_the_job_tells_nothing(server: HostServer) -> None:
     with server.websocket() as first:
         release(server, start_held(server, first, 1))

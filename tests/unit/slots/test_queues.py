@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -115,6 +116,37 @@ def test_where_a_job_is_or_was(front: Any) -> None:
     put(front, "open")
     ids = ("done", "running", "pinned", "open", "unknown")
     assert [front.gpu_id_of(prompt_id) for prompt_id in ids] == [1, 0, 1, None, None]
+
+
+def test_where_thousands_of_jobs_are_takes_one_look(front: Any) -> None:
+    names = [str(number) for number in range(5_000)]
+    for number, name in enumerate(names):
+        put(front, name, target=number % 2)
+    run_next(front.slot_queues[1])
+    began = time.perf_counter()
+    found = front.gpu_ids([*names, "unknown"])
+    assert time.perf_counter() - began < 0.5
+    assert list(found.values()) == [*(number % 2 for number in range(5_000)), None]
+
+
+def test_jobs_of_one_id_run_in_turn_and_others_do_not_wait(front: Any) -> None:
+    first, second = front.slot_queues
+    put(front, "same", "same", "other")
+    assert take(first) == "same"
+    assert take(second) == "other"
+    front.task_done(0, {}, status=succeeded())
+    assert take(first) == "same"
+
+
+def test_a_job_that_waits_for_its_namesake_starts_when_that_ends(front: Any) -> None:
+    first, second = front.slot_queues
+    put(front, "same", client_id="a")
+    put(front, "same", client_id="b")
+    assert take(first) == "same"
+    taken = in_thread(second.get, 60)
+    wait_until_waiting(second)
+    front.task_done(0, {}, status=succeeded())
+    assert taken.result(SOON_S)[0][1] == "same"
 
 
 def test_a_request_learns_where_its_job_went(front: Any) -> None:
