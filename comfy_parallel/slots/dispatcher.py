@@ -80,7 +80,7 @@ class Dispatcher:
 
     # Filling.
 
-    def put(self, item: tuple[Any, ...], target: int | None) -> None:
+    def put(self, item: Any, target: int | None) -> None:
         """Let a job wait for one slot, or for whichever is to take it when `target` is None."""
         queued = QueueItem(item)
         queued.target, queued.queued_at = target, time.monotonic()
@@ -209,6 +209,11 @@ class Dispatcher:
     def die(self, desk: Desk) -> None:
         """The slot's worker has ended, and its job with it; another will be started."""
         self._put_back(desk)
+        for item_id in list(self.running_of(desk)):
+            self._drop(item_id)
+        if desk.slot.run is not None:  # Whatever kept it from being ended: a slot that runs nothing must go on.
+            desk.slot.end_run({"status_str": "error"})
+            desk.slot.change(SlotEvent.END)
         desk.slot.change(SlotEvent.DIE)
         self.dispatch()
 

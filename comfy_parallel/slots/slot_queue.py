@@ -38,7 +38,8 @@ class SlotQueue:
         self._dispatcher, self._desk = dispatcher, desk
         self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
         self._was_freed = False
-        self._taken: Any = None  # what `get` gave last
+        self._taken: Any = None  # the item that `get` gave last, and its number
+        self._taken_id = -1
 
     history = property(lambda self: self._dispatcher.history)
     currently_running = property(lambda self: self._dispatcher.running_of(self._desk))
@@ -76,7 +77,7 @@ class SlotQueue:
             self._dispatcher.leave(self._desk)
             return
         item, item_id = taken
-        self._taken = item
+        self._taken, self._taken_id = item, item_id
         if self.slot.run is None:
             self._dispatcher.take(self._desk, item_id, item)
         if self.slot.run is not None:  # for the types; and a pack's own item does not tell whose job it is
@@ -111,6 +112,8 @@ class SlotQueue:
     def fail_running(self, error: BaseException) -> list[str]:
         """End what this slot runs as an error, and tell its client; returns the ids of these jobs."""
         with self.mutex:
+            if self.slot.run is not None and not self.currently_running:  # A node pack took it out, and failed then.
+                self._dispatcher.take(self._desk, self._taken_id, self._taken)
             items = list(zip(self.currently_running, self.running_items(), strict=True))
         try:
             for item_id, item in items:
@@ -131,7 +134,7 @@ class SlotQueue:
             self._tell_client(item, "execution_error", event)
             self.task_done(item_id, **outcome)
         finally:  # What nodes have put around these calls may fail; the job ends all the same.
-            if item_id in self.currently_running:
+            if self.slot.run is not None or item_id in self.currently_running:
                 self._dispatcher.running[item_id] = item
                 self.front.record_done(item_id, **outcome)
         self._tell_client(item, "executing", {"node": None, "prompt_id": item[1]})

@@ -239,6 +239,44 @@ def test_the_worker_survives_what_nodes_have_put_around_the_hosts_methods(
     assert len(pauses) == len(PAUSES)
 
 
+def test_a_job_that_a_nodes_task_done_took_out_before_it_failed_ends_as_an_error(front: Any, one_pause: None) -> None:
+    def broken(item_id: int, *args: Any, **kwargs: Any) -> None:
+        front.currently_running.pop(item_id, None)
+        raise ValueError("a node's mistake")
+
+    def prompt_worker(queue: Any, server: Any) -> None:
+        _, item_id = queue.get(timeout=0)
+        queue.task_done(item_id, {"outputs": {}}, status=succeeded())
+
+    front.task_done = broken
+    front.put(host_item("job", client_id="c"))
+    run_worker(front, prompt_worker)
+    assert front.history["job"]["status"]["status_str"] == "error"
+    assert (front.get_tasks_remaining(), front.slot_queues[0].slot.run) == (0, None)
+    assert front.slot_queues[0].slot.state == "starting"
+
+
+class Unshowable(BaseException):
+    def __str__(self) -> str:
+        raise SystemExit
+
+    __repr__ = __str__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise self
+
+
+def test_a_job_ends_whatever_its_errors_own_code_does(front: Any, one_pause: None) -> None:
+    front.put(host_item("job", client_id="c"))
+    run_worker(front, take_and(Unshowable()))
+    ((_, data),) = front.history["job"]["status"]["messages"]
+    assert (data["exception_type"], data["exception_message"].rpartition(": ")[2]) == (
+        "Unshowable",
+        "Unshowable, which cannot be shown as text",
+    )
+    assert front.slot_queues[0].slot.state == "starting"
+
+
 def test_a_job_that_cannot_be_copied_ends_as_an_error(front: Any, one_pause: None) -> None:
     front.put(host_item("job", lock=threading.Lock()))
     run_worker(front, lambda queue, server: queue.get(timeout=0))
