@@ -9,7 +9,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
 from typing import Any
 
 from comfy_parallel.core import schedule
@@ -329,3 +329,13 @@ class RunningJobs(MutableMapping[int, Any]):
     def __len__(self) -> int:
         with self._dispatcher.mutex:
             return len(self._shown())
+
+    def values(self) -> ValuesView[Any]:
+        """As they are now: the jobs go on while somebody reads."""
+        with self._dispatcher.mutex:
+            return dict(self._shown()).values()
+
+    def items(self) -> ItemsView[int, Any]:
+        """As `values`."""
+        with self._dispatcher.mutex:
+            return dict(self._shown()).items()
