@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import await_idle, held, hold, message, outcome, queue_ids, quick, release, shown
+from tests.host.jobs import await_idle, held, hold, interrupt, message, outcome, queue_ids, quick, shown
 from tests.host.server import HostServer
 from tests.host.workflows import Workflow, node
 
@@ -22,19 +23,20 @@ def server(make_module_server: MakeServer) -> HostServer:
 
 @pytest.mark.parametrize("slot", [1, None])
 def test_jobs_with_one_id_run_in_turn(server: HostServer, slot: int | None) -> None:
-    same = str(uuid.uuid4())
+    same, value = str(uuid.uuid4()), random.getrandbits(40)
     with server.websocket() as client:
         server.submit(hold(1), 0, client.client_id, prompt_id=same)
         client.wait_for(lambda event: event["type"] == "executing" and event["data"].get("node") == "hold")
-        server.submit(quick(5), slot, prompt_id=same)
+        server.submit(quick(value), slot, prompt_id=same)
         other = server.submit(quick(6))["prompt_id"]
         assert server.wait([other])[other]["gpu_id"] == 1, "others do not wait for it"
         time.sleep(0.3)
         assert queue_ids(server) == ([same], [same])
-        assert outcome(release(server, same)[same]) == "interrupted"
+        interrupt(server, same)
+        assert client.wait_for_end(same)["type"] == "execution_interrupted"
         await_idle(server)
     entry = server.wait([same])[same]
-    assert (outcome(entry), shown(entry)) == ("success", 5)
+    assert (outcome(entry), shown(entry)) == ("success", value)
 
 
 @pytest.mark.parametrize(("targets", "status"), [("out", 200), ("out and more", 200), (["out"], 200), ("value", 400)])
