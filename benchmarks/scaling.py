@@ -395,12 +395,13 @@ def look_at_interpreter(model: Model, use: Use, deadline: Deadline, results: Res
     if not interpreter.is_available() or deadline.left_s < 2 * HELD_S or not results.rows:
         results.notes.append(f"left out, no py-spy or no time: {model.name}, how long the interpreter is held")
         return
-    row = results.rows[-1]
+    row, (server, slot) = results.rows[-1], use
     per_s = row.images_per_hour / 3600
-    with ThreadPoolExecutor(1) as pool:
-        jobs = pool.submit(run, model, [(*use, 2 + int(per_s * (HELD_S + 1)))], deadline)
-        share = interpreter.held_share(use[0].pid, HELD_S)
-        jobs.result()
+    jobs = [model.job(new_seed()) for _ in range(2 + int(per_s * (HELD_S + 3)))]
+    ids = [server.submit(job, slot)["prompt_id"] for job in jobs]
+    time.sleep(0.5)  # The requests are answered; none is sent while the interpreter is looked at.
+    share = interpreter.held_share(server.pid, HELD_S)
+    server.wait(ids, max(1.0, deadline.left_s))
     row.held_ms_per_image = None if share is None else 1000 * share / per_s
 
 
