@@ -193,7 +193,7 @@ class Namespace:
     def __init__(self, owner: Any, is_host: bool) -> None:
         self.owner, self.is_host = owner, is_host
         self.names: dict[str, OwnName] = {}
-        self.accessor = _Accessor(self)
+        self.accessor: Any = type("Accessor", (), {"__slots__": ()})()
         self._was = type(owner)
 
     def add(self, name: str, start: Callable[[Any], Any] | None = None) -> OwnName:
@@ -203,19 +203,14 @@ class Namespace:
         if name not in self.names:
             self.names[name] = OwnName(lambda: vars(self.owner)[name], start=start, is_host=self.is_host)
             setattr(type(self.owner), name, _attribute(self, name))
+            setattr(type(self.accessor), name, _global(name, self.names[name], self))
         return self.names[name]
 
     def remove(self, name: str) -> None:
         """Let all see the shared one again."""
         delattr(type(self.owner), name)
+        delattr(type(self.accessor), name)
         del self.names[name]
-
-    def read(self, name: str) -> Any:
-        """As code of the module reads a global."""
-        try:
-            return self.names[name].get()
-        except KeyError:
-            return self._builtin(name)
 
     def write(self, name: str, value: Any) -> None:
         """As code of the module writes a global."""
@@ -236,36 +231,36 @@ class Namespace:
             del vars(self.owner)[name]
 
     def revert(self) -> None:
-        """Take the properties away."""
+        """Take the properties away; what the module's functions ask gives the shared values."""
         self.owner.__class__ = self._was
         self.names.clear()
 
-    def _builtin(self, name: str) -> Any:
-        value = getattr(builtins, name, _MISSING)
-        if value is _MISSING:
-            raise NameError(f"name {name!r} is not defined", name=name)
-        return value
 
+def _global(name: str, own: OwnName, namespace: Namespace) -> property:
+    """A name as code of the module reads and writes it."""
 
-class _Accessor:
-    """What functions ask for their module's names: `accessor.name`, for reading and writing."""
+    def missing() -> NameError:
+        return NameError(f"name {name!r} is not defined", name=name)
 
-    __slots__ = ("_namespace",)
-
-    def __init__(self, namespace: Namespace) -> None:
-        object.__setattr__(self, "_namespace", namespace)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._namespace.read(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._namespace.write(name, value)
-
-    def __delattr__(self, name: str) -> None:
+    def get(_accessor: Any) -> Any:
         try:
-            self._namespace.delete(name)
+            return own.get()
         except KeyError:
-            raise NameError(f"name {name!r} is not defined", name=name) from None
+            value = getattr(builtins, name, _MISSING)
+            if value is _MISSING:
+                raise missing() from None
+            return value
+
+    def set(_accessor: Any, value: Any) -> None:
+        namespace.write(name, value)
+
+    def delete(_accessor: Any) -> None:
+        try:
+            namespace.delete(name)
+        except KeyError:
+            raise missing() from None
+
+    return property(get, set, delete)
 
 
 def _attribute(namespace: Namespace, name: str) -> property:
@@ -307,5 +302,5 @@ def namespace_of(owner: Any, *, is_host: bool) -> Namespace:
 
 def revert() -> None:
     """Take everything away from modules and objects. Only sensible while no job runs."""
-    while _namespaces:
-        _namespaces.popitem()[1].revert()
+    for namespace in _namespaces.values():
+        namespace.revert()

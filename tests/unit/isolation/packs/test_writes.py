@@ -296,6 +296,7 @@ def test_the_state_is_equal_again_after_it_was_put_back(load: Load, in_slot: InS
 def test_reverting_leaves_the_host_as_it_was(load: Load, in_slot: InSlot, samplers: Any) -> None:
     from comfy_parallel.slots import own_attributes
 
+    in_slot(0, samplers.sample)
     before, model = dict(vars(samplers)), dict(vars(samplers.Model))
     pack = load(
         "import samplers\ndef swap():\n    samplers.noise = 1\n    samplers.Model.forward = samplers.Model.x = 2"
@@ -306,6 +307,7 @@ def test_reverting_leaves_the_host_as_it_was(load: Load, in_slot: InSlot, sample
     assert type(samplers) is ModuleType
     assert {name: vars(samplers)[name] for name in before} == before
     assert dict(vars(samplers.Model)) == model
+    assert (samplers.sample(), in_slot(1, samplers.sample)) == ("noise", "noise")
 
 
 @pytest.fixture
