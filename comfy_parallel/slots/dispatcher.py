@@ -140,7 +140,7 @@ class Dispatcher:
 
     def ask(self, desk: Desk) -> None:
         """The slot's worker enters the queue's `get`."""
-        desk.is_asked = True
+        desk.is_asked, desk.is_poked = True, False
         desk.taken.clear()
         self.arrive(desk)
 
@@ -154,7 +154,7 @@ class Dispatcher:
 
     def arrive(self, desk: Desk) -> None:
         """The slot's worker can take a job."""
-        desk.has_declined = desk.is_poked = False
+        desk.has_declined = False
         if desk.slot.run is None:
             desk.slot.change(SlotEvent.READY)
             self.dispatch()

@@ -384,6 +384,18 @@ def test_a_node_that_wraps_task_done_sees_every_slots_jobs(front: Any) -> None:
     assert list(front.history) == ["a", "b"]
 
 
+def test_when_a_packs_get_has_given_a_job_the_other_slots_ask_it_again(front: Any) -> None:
+    """It may keep more jobs in a store of its own, and give the queue one at a time."""
+    first, second = front.slot_queues
+    plain_get = front.get
+    front.get = lambda timeout=None: plain_get(timeout)
+    waiting = in_thread(second.get, 60)
+    wait_until_waiting(second)
+    put(front, "bound", target=0)
+    assert take(first) == "bound"
+    assert waiting.result(SOON_S) is None
+
+
 def test_a_job_that_nobody_runs_cannot_be_done(front: Any) -> None:
     with pytest.raises(KeyError):
         front.task_done(99, {}, status=succeeded())
