@@ -1,17 +1,18 @@
-"""Jobs that save over files that other slots have mapped."""
+"""Jobs that save over files that other slots have mapped, and files whose old bytes cannot be kept."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import outcome
+from tests.host.jobs import message, outcome
 from tests.host.server import HostServer
 from tests.host.test_weights import image_of, slots
-from tests.host.workflows import node, txt2img
+from tests.host.workflows import node, txt2img, with_loras
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
@@ -39,3 +40,41 @@ def test_a_job_that_saves_over_a_model_in_use_is_not_kept_waiting(server: HostSe
     assert entry["outputs"]["save"]["value"][0] < PATIENCE_S
     assert image_of(server, txt2img(1, prefix="again"), 1) == expected
     assert path.stat().st_size < 10_000
+
+
+@pytest.fixture
+def lora(path: Path) -> Path:
+    """Slots keep what they have read of it, not only what was converted."""
+    return path.parents[1] / "loras" / "lora.safetensors"
+
+
+def test_jobs_whose_weights_could_not_be_kept_fail_and_the_next_read_the_file_anew(
+    server: HostServer, lora: Path
+) -> None:
+    expected, whole = image_of(server, with_loras(txt2img(1), 1.0), 0), lora.read_bytes()
+    server.request("POST", "/test/no_memory")
+    with server.websocket() as client:
+        running = server.submit(with_loras(txt2img(2, steps=60), 1.0), 0, client.client_id)["prompt_id"]
+        beside = server.submit(txt2img(3, steps=30), 1)["prompt_id"]
+        client.wait_for(lambda event: event["type"] == "progress" and event["data"]["value"] >= 2)
+        subprocess.run(["sh", "-c", ': > "$0"', lora], check=True, timeout=PATIENCE_S)
+    entries = server.wait([running, beside])
+    assert outcome(entries[running]) == "error"
+    told = message(entries[running], "execution_error")["exception_message"]
+    assert str(lora) in told
+    assert "Submit the job again" in told
+    assert server.log().count("there was no memory to keep its old bytes") >= 1
+    assert outcome(entries[beside]) == "success", "it uses another file"
+    lora.write_bytes(whole)
+    assert image_of(server, with_loras(txt2img(1, prefix="anew"), 1.0), 0) == expected
+
+
+def test_an_idle_slot_lets_go_of_weights_that_could_not_be_kept(server: HostServer, lora: Path) -> None:
+    expected, whole = image_of(server, with_loras(txt2img(1), 1.0), 0), lora.read_bytes()
+    server.request("POST", "/test/no_memory")
+    subprocess.run(["sh", "-c", ': > "$0"', lora], check=True, timeout=PATIENCE_S)
+    lora.write_bytes(whole)
+    entry = server.run(with_loras(txt2img(1, prefix="next"), 1.0), 0)  # It may come before the slot has let go.
+    if outcome(entry) == "error":
+        assert str(lora) in message(entry, "execution_error")["exception_message"]
+    assert image_of(server, with_loras(txt2img(1, prefix="anew"), 1.0), 0) == expected
