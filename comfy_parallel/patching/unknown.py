@@ -1,13 +1,24 @@
-"""Look for unknown globals of the host while it starts, in a process of its own: all files are read and parsed."""
+"""Look for unknown globals of the host while it starts, in a process of its own: all files are read and parsed.
+
+What was found is kept beside Python's own compiled files until a source changes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.patching.scan import is_scanned
+from comfy_parallel.patching.sources import Checkout
+
+logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK = """
@@ -26,16 +37,18 @@ class Search:
     """A search that runs beside the host's own start; in the background unless somebody waits for it."""
 
     def __init__(self, host_dir: Path, *, is_awaited: bool = False) -> None:
+        self._kept = _Kept(host_dir)
+        self._known = self._kept.read()
+        self._process: subprocess.Popen[str] | None = None
+        if self._known is None:
+            self._start(host_dir, is_awaited)
+
+    def _start(self, host_dir: Path, is_awaited: bool) -> None:
         command = [sys.executable, "-c", _LOOK, str(_ROOT), str(host_dir), "0" if is_awaited else "10"]
-        self._error: Exception | None = None
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-        ) as error:  # A Python inside another program may know no path of its own.
-            self._error = error
+        except (OSError, TypeError, ValueError) as error:  # A Python in another program may not know where it lies.
+            self._error: Exception = error
 
     def found(self) -> list[str]:
         """Wait for the result: one sentence per unknown global.
@@ -43,7 +56,9 @@ class Search:
         Raises:
             HostMismatch: when the search could not be made, with the reason.
         """
-        if self._error is not None:
+        if self._known is not None:
+            return self._known
+        if self._process is None:
             raise HostMismatch(f"unknown globals of the host were not looked for: {self._error}")
         try:
             output, errors = self._process.communicate(timeout=_LIMIT_S)
@@ -52,11 +67,13 @@ class Search:
             raise HostMismatch(f"unknown globals of the host were not found within {_LIMIT_S:.0f} s") from error
         if self._process.returncode != 0:
             raise HostMismatch(f"unknown globals of the host were not looked for: {errors.strip()[-500:]}")
-        return [describe(*row) for row in json.loads(output)]
+        self._known = [describe(*row) for row in json.loads(output)]
+        self._kept.write(self._known)
+        return self._known
 
     def stop(self) -> None:
         """End a search whose result nobody needs any more."""
-        if self._error is None:
+        if self._process is not None:
             self._process.kill()
             self._process.communicate()
 
@@ -64,3 +81,35 @@ class Search:
 def describe(path: str, name: str, line: int) -> str:
     """What an unknown global means, in one sentence."""
     return f"unknown global {name} ({path}:{line}): the host changes it at run time; slots may race on it"
+
+
+class _Kept:
+    """The sentences of an earlier search of the same sources. A place that cannot be used only costs another search."""
+
+    def __init__(self, host_dir: Path) -> None:
+        own = Path(__file__).parent
+        name = hashlib.sha256(str(host_dir).encode()).hexdigest()[:16]
+        self._place = own / "__pycache__" / f"unknown-globals-{name}.json"
+        scanned = (host_dir / path for path in Checkout(host_dir).python_files() if is_scanned(path))
+        self._key = _state_of([*scanned, *own.glob("*.py")])
+
+    def read(self) -> list[str] | None:
+        try:
+            kept = json.loads(self._place.read_text(encoding="utf-8"))
+            return list(kept["found"]) if kept["key"] == self._key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, found: list[str]) -> None:
+        part = self._place.with_name(f"{self._place.name}.{os.getpid()}")
+        try:
+            self._place.parent.mkdir(exist_ok=True)
+            part.write_text(json.dumps({"key": self._key, "found": found}), encoding="utf-8")
+            part.replace(self._place)
+        except OSError as error:
+            logger.debug("%s is not kept: %s", self._place, error)
+
+
+def _state_of(paths: Iterable[Path]) -> str:
+    states = [(str(path), stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
