@@ -8,7 +8,7 @@ from pathlib import Path
 from comfy_parallel.errors import ComfyParallelError
 
 NAME = "comfy_parallel"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MARK = "# Written by `comfy-parallel link`; `comfy-parallel unlink` removes this folder.\n"
 PRESTARTUP = f"{MARK}import comfy_parallel\n\ncomfy_parallel.install()\n"
 INIT = f"{MARK}NODE_CLASS_MAPPINGS: dict[str, type] = {{}}\n"

@@ -152,6 +152,17 @@ class Dispatcher:
         self.put(desk.inbox.pop(0), target)
         return True
 
+    def leave_known_jobs(self, desk: Desk) -> None:
+        """Take out of an inbox what waits anyway, for another slot: a node pack that finds the inbox empty may put the
+        first job of a queue of its own there, which it has given to us before."""
+        if any(item is not desk.given for item in desk.inbox):
+            known = {(item[0], item[1]) for item in self.waiting if is_item(item) and item is not desk.given}
+            desk.inbox[:] = [
+                item
+                for item in desk.inbox
+                if item is desk.given or not is_item(item) or (item[0], item[1]) not in known
+            ]
+
     def arrive(self, desk: Desk) -> None:
         """The slot's worker can take a job."""
         desk.has_declined = False

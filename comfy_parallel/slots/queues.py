@@ -174,6 +174,7 @@ class FrontQueue:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.mutex:
             while True:
+                self._dispatcher.leave_known_jobs(desk)
                 if desk.inbox:
                     if not self._dispatcher.leave_to_its_slot(desk) and (taken := self._take(desk)) is not None:
                         return taken

@@ -567,7 +567,7 @@ ROWS: dict[int, tuple[str, ...]] = {
         "host/test_isolation::test_threads_of_threads_and_shared_pools_are_in_the_jobs_slot",
         "gpu/test_gpus::test_threads_of_a_node_compute_on_its_gpu",
     ),
-    58: (SHARED,),
+    58: ("host/test_packs::test_what_a_node_keeps_on_its_class_is_the_own_job_s", SHARED),
     59: (SHARED,),
     60: (DOCUMENTED,),
 }

@@ -396,6 +396,27 @@ def test_when_a_packs_get_has_given_a_job_the_other_slots_ask_it_again(front: An
     assert waiting.result(SOON_S) is None
 
 
+def test_a_pack_that_puts_a_waiting_job_into_another_slots_list_does_not_double_it(front: Any) -> None:
+    """It looks into the list of the slot that asks, which does not show what another slot is about to take."""
+    first, second = front.slot_queues
+    plain_get, stored = front.get, host_item("a")
+
+    def get(timeout: float | None = None) -> Any:
+        if not front.queue:
+            heapq.heappush(front.queue, stored)
+        return plain_get(timeout)
+
+    front._dispatcher.ask(first._desk)
+    with scoped(Scope(target=AUTO)):
+        front.put(stored)
+    assert first.slot.state is SlotState.OFFERED
+    front.get = get
+    assert second.get(0) is None
+    with entered(first.slot):
+        assert plain_get(0)[0][1] == "a"
+    assert waiting_ids(front) == []
+
+
 def test_a_job_that_nobody_runs_cannot_be_done(front: Any) -> None:
     with pytest.raises(KeyError):
         front.task_done(99, {}, status=succeeded())
