@@ -8,7 +8,7 @@ class ComfyParallelError(Exception):
 
 
 class ConfigError(ComfyParallelError):
-    """An environment variable has a value that cannot be used."""
+    """An environment variable, or an argument of the command, has a value that cannot be used."""
 
 
 class HostMismatch(ComfyParallelError):

@@ -5,7 +5,7 @@
 # usage: bash tests/setup.sh [--deploy] [--browser]
 #    or: source tests/setup.sh      also sets COMFYUI_PATH and puts the right python first on PATH
 #
-# --deploy   installs nginx, shellcheck and systemd-analyze with apt, where missing
+# --deploy   installs nginx, openssl, shellcheck and systemd-analyze with apt, where missing
 # --browser  installs chromium and chromedriver with apt, where missing
 #
 # Everything else goes to COMFY_PARALLEL_CACHE (default: ~/.cache/comfy_parallel).
@@ -108,7 +108,7 @@ choose_packages() {
     local option
     for option in "$@"; do
         case $option in
-        --deploy) need nginx nginx; need shellcheck shellcheck; need systemd-analyze systemd ;;
+        --deploy) need nginx nginx; need openssl openssl; need shellcheck shellcheck; need systemd-analyze systemd ;;
         --browser) need chromium chromium; need chromedriver chromium-driver ;;
         *) fail "unknown option $option; there are --deploy and --browser" ;;
         esac

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import re
-import socket
-import subprocess
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,107 +13,25 @@ import pytest
 import websocket
 
 from tests.deploy.conftest import Need
-from tests.host.server import HostServer, free_port
+from tests.deploy.real_nginx import (
+    ALL_SLOTS,
+    COMFYUI,
+    SLOT_PORTS,
+    Echo,
+    Nginx,
+    Reply,
+    complaints,
+    running_echo,
+    running_nginx,
+    write_config,
+)
+from tests.host.server import HostServer
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(180)]
 
 CONFIG = Path(__file__).resolve().parents[2] / "nginx" / "comfy_parallel.conf"
-ALL_SLOTS, SLOT_PORTS, COMFYUI = 8180, (8181, 8182, 8183, 8184), 8188
-MAIN_CONFIG = """
-{user}
-daemon off;
-pid {home}/pid;
-error_log {home}/error.log info;
-events {{}}
-http {{
-    access_log {home}/access.log;
-    client_body_temp_path {home}/body;
-    proxy_temp_path {home}/proxy;
-    fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi;
-    scgi_temp_path {home}/scgi;
-    include {home}/comfy_parallel.conf;
-}}
-"""
-
-
-@dataclass
-class Reply:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Nginx:
-    """The shipped configuration, on other ports."""
-
-    ports: dict[int, int]
-
-    def call(self, port: int, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=60)
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        try:
-            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(method, path, data, sent)
-            reply = connection.getresponse()
-            return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read())
-        finally:
-            connection.close()
-
-
-@dataclass
-class Echo:
-    """Stands in for ComfyUI where only what nginx sends to it matters."""
-
-    server: ThreadingHTTPServer
-    requests: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        return int(self.server.server_address[1])
-
 
 MakeNginx = Callable[[int], Nginx]
-
-
-@contextmanager
-def running_nginx(program: str, home: Path, backend_port: int) -> Iterator[Nginx]:
-    ports = {shipped: free_port() for shipped in (ALL_SLOTS, *SLOT_PORTS)} | {COMFYUI: backend_port}
-    write_config(home, ports)
-    command = [program, "-p", str(home), "-e", str(home / "error.log"), "-c", str(home / "nginx.conf")]
-    process = subprocess.Popen(command)
-    try:
-        await_port(process, ports[SLOT_PORTS[-1]], home)
-        yield Nginx(ports)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def write_config(home: Path, ports: dict[int, int]) -> None:
-    shipped = "|".join(map(str, ports))
-    text = re.sub(rf"\b({shipped})\b", lambda found: str(ports[int(found[1])]), CONFIG.read_text())
-    (home / "comfy_parallel.conf").write_text(text)
-    # nginx run by root hands its work to another user, who may not enter this folder.
-    user = "user root;" if os.geteuid() == 0 else ""
-    (home / "nginx.conf").write_text(MAIN_CONFIG.format(user=user, home=home))
-
-
-def await_port(process: subprocess.Popen[bytes], port: int, home: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            return
-        except ConnectionRefusedError:
-            assert process.poll() is None, (home / "error.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +41,7 @@ def make_nginx(need: Need, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
         def make(backend_port: int) -> Nginx:
             home = tmp_path_factory.mktemp("nginx")
-            return started.enter_context(running_nginx(need("nginx"), home, backend_port))
+            return started.enter_context(running_nginx(need("nginx"), home, CONFIG.read_text(), backend_port))
 
         yield make
 
@@ -144,27 +53,8 @@ def nginx(make_nginx: MakeNginx, host: HostServer) -> Nginx:
 
 @pytest.fixture
 def echo() -> Iterator[Echo]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            heard.requests.append({"path": self.path, "peer": self.client_address[1], "headers": headers})
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    heard = Echo(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-    heard.server.daemon_threads = True
-    thread = threading.Thread(target=heard.server.serve_forever, args=[0.02])
-    thread.start()
-    yield heard
-    heard.server.shutdown()
-    thread.join()
-    heard.server.server_close()
+    with running_echo() as heard:
+        yield heard
 
 
 @pytest.fixture
@@ -198,12 +88,9 @@ def slot_that_ran(host: HostServer, accepted: dict[str, Any]) -> int:
 
 
 def test_nginx_accepts_the_shipped_file(need: Need, tmp_path: Path) -> None:
-    write_config(tmp_path, {COMFYUI: COMFYUI})
+    write_config(tmp_path, CONFIG.read_text(), {COMFYUI: COMFYUI})
     assert (tmp_path / "comfy_parallel.conf").read_text() == CONFIG.read_text()
-    command = [need("nginx"), "-t", "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", "nginx.conf"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    assert "[warn]" not in done.stderr
+    assert complaints(need("nginx"), tmp_path) == ""
 
 
 @pytest.mark.parametrize(("slot", "port"), list(enumerate(SLOT_PORTS)))
