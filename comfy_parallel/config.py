@@ -48,6 +48,7 @@ class Config:
     graphs: bool = True
     max_nodes: int | None = None
     packs: PackModes = PackModes()
+    drain_s: float = 0.0
 
     @property
     def shares_gpus(self) -> bool:
@@ -79,6 +80,7 @@ class Config:
             graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
             max_nodes=_count(env, "COMFY_PARALLEL_MAX_NODES", most=9_999_999),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
+            drain_s=_seconds(env, "COMFY_PARALLEL_DRAIN_S"),
         )
 
 
@@ -186,6 +188,15 @@ def _gigabytes(env: Mapping[str, str], name: str) -> float | None:
         return None
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value) or float(value) == 0:
         raise ConfigError(f"{name}={value!r}: set it to a number of GiB like 64 or 12.5, or leave it unset")
+    return float(value)
+
+
+def _seconds(env: Mapping[str, str], name: str) -> float:
+    value = env.get(name, "").strip()
+    if not value:
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value):
+        raise ConfigError(f"{name}={value!r}: set it to a number of seconds like 60 or 2.5, or to 0")
     return float(value)
 
 

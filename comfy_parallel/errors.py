@@ -26,14 +26,27 @@ class WeightsLost(ComfyParallelError):
 class BadRequest(ComfyParallelError):
     """A client sent something that cannot be acted on; nothing was changed.
 
-    `type` is the machine-readable kind, as in the host's own error replies.
+    `type` is the machine-readable kind, as in the host's own error replies; `status` is the reply's.
     """
+
+    status = 400
+    retry_after_s: int | None = None
 
     def __init__(self, type: str, message: str, details: str) -> None:
         super().__init__(message)
         self.type = type
         self.message = message
         self.details = details
+
+
+class Draining(BadRequest):
+    """A new job was sent to a server or a slot that takes no new ones for now."""
+
+    status = 503
+    retry_after_s = 10
+
+    def __init__(self, what: str, details: str) -> None:
+        super().__init__("draining", f"{what} is draining and takes no new jobs", details)
 
 
 class TooManyNodes(BadRequest):

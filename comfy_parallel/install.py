@@ -21,6 +21,7 @@ from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
 from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
 from comfy_parallel.slots.slot import set_slots, slots
+from comfy_parallel.slots.stopping import Stopping
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _config = Config()
 _patches: PatchSet | None = None
-_put_back: list[Callable[[], None]] = []  # the host's choices that we changed
+_put_back: list[Callable[[], object]] = []  # the host's choices that we changed
 _search: Search | None = None
 _take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
@@ -141,7 +142,7 @@ def _complete_server(server: Any) -> None:
     server.prompt_queues = front.slot_queues
     global _take_away
     _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
-    _preload_files(server)
+    _preload_files(server, front)
 
 
 def _take_over(server: Any) -> None:
@@ -161,6 +162,8 @@ def _take_over(server: Any) -> None:
         set_slots(slots()[:1])
         del front.slot_queues[1:]
     _judge_packs()
+    if _config.drain_s:
+        _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))
 
 
@@ -178,7 +181,7 @@ def _judge_packs() -> None:
     items.when_to_run_alone(verdicts.by_classes(alone.keys()) if alone else None)
 
 
-def _preload_files(server: Any) -> None:
+def _preload_files(server: Any, front: Any) -> None:
     """Queue what `COMFY_PARALLEL_PRELOAD` names on every slot."""
     from comfy_parallel.http import preload
 
@@ -188,7 +191,7 @@ def _preload_files(server: Any) -> None:
         logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
         return
     if prompt:
-        preload.submit(server, prompt, [slot.index for slot in slots()])
+        preload.submit(server, front, prompt, [slot.index for slot in slots()])
 
 
 def _share_weights(front: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
-from comfy_parallel.core.states import SlotState
+from comfy_parallel.core.states import CLOSED, SlotState
 
 
 class JobView(Protocol):
@@ -35,7 +35,6 @@ class SlotView(Protocol):
 
 
 _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
-_CLOSED = frozenset((SlotState.PAUSED, SlotState.SUSPENDED, SlotState.FAILED, SlotState.DRAINING))
 AnySlot = TypeVar("AnySlot", bound=SlotView)
 
 
@@ -115,4 +114,4 @@ def _may_run_beside(job: JobView, slots: Sequence[SlotView]) -> bool:
 
 
 def _is_open(target: int | None, slots: Sequence[SlotView]) -> bool:
-    return any(slot.state not in _CLOSED for slot in slots if target is None or slot.index == target)
+    return any(slot.state not in CLOSED for slot in slots if target is None or slot.index == target)

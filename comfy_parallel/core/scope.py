@@ -41,6 +41,11 @@ _SCOPE: ContextVar[Scope] = ContextVar("comfy_parallel_scope", default=_EVERYTHI
 current_scope = _SCOPE.get
 
 
+def is_of_request() -> bool:
+    """Whether this is done for a request that has a scope, as a client's `POST /prompt` has."""
+    return _SCOPE.get() is not _EVERYTHING
+
+
 class scoped:  # noqa: N801 - used like a function
     """Run the body as part of a request with this scope. A class, because it is on the way of every request."""
 

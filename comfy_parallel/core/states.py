@@ -46,24 +46,32 @@ S, E = SlotState, SlotEvent
 _SHOWN = {S.OFFERED: "idle", S.RETURNING: "idle", S.AWAY: "idle"}
 _CLOSING = {E.PAUSE: S.PAUSED, E.SUSPEND: S.SUSPENDED, E.FAIL: S.FAILED}
 _ABSENT = {E.READY: S.IDLE, E.DIE: S.STARTING, **_CLOSING}
+CLOSED = frozenset((S.DRAINING, S.PAUSED, S.SUSPENDED, S.FAILED))  # They take no other job.
 
 
 def _closed(state: SlotState) -> dict[SlotEvent, SlotState]:
     """Whatever its worker does, a closed slot stays so until it is resumed or closed for another reason."""
-    stays = dict.fromkeys((E.READY, E.LEAVE, E.END, E.DIE, E.WITHDRAW), state)
+    stays = dict.fromkeys((E.READY, E.LEAVE, E.END, E.DIE, E.WITHDRAW, E.TAKE), state)
     return {**stays, **_CLOSING, E.RESUME: S.STARTING}
 
 
 TRANSITIONS: Mapping[SlotState, Mapping[SlotEvent, SlotState]] = {
-    S.STARTING: _ABSENT,
+    # Resumed when its worker was about to come back from asking, with a job or without.
+    S.STARTING: {**_ABSENT, E.TAKE: S.RUNNING, E.LEAVE: S.AWAY},
     S.AWAY: _ABSENT,
     S.RETURNING: _ABSENT,
     # A worker may take a job that was not offered: one that a node pack keeps in a queue of its own.
     S.IDLE: {**_ABSENT, E.OFFER: S.OFFERED, E.TAKE: S.RUNNING, E.LEAVE: S.AWAY},
-    S.OFFERED: {E.TAKE: S.RUNNING, E.WITHDRAW: S.IDLE},
+    S.OFFERED: {E.TAKE: S.RUNNING, E.WITHDRAW: S.IDLE, **_CLOSING},
     S.RUNNING: {E.END: S.RETURNING, E.LEAVE: S.AWAY, E.PAUSE: S.DRAINING, E.FAIL: S.FAILED},
-    S.DRAINING: {E.END: S.PAUSED, E.LEAVE: S.PAUSED, E.RESUME: S.RUNNING, E.FAIL: S.FAILED},
-    S.PAUSED: _closed(S.PAUSED),
+    S.DRAINING: {
+        E.END: S.PAUSED,
+        E.LEAVE: S.PAUSED,
+        E.PAUSE: S.DRAINING,
+        E.RESUME: S.RUNNING,
+        E.FAIL: S.FAILED,
+    },
+    S.PAUSED: {**_closed(S.PAUSED), E.TAKE: S.DRAINING},  # a job that its worker, or a node pack, had already
     S.SUSPENDED: _closed(S.SUSPENDED),
     S.FAILED: _closed(S.FAILED),
 }

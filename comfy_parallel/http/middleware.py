@@ -57,7 +57,7 @@ def _scope_middleware(
     async def scope_middleware(request: web.Request, handler: bodies.Handler) -> web.StreamResponse:
         path = request.path.removeprefix("/api")
         if path == "/prompt" and request.method == "POST":
-            return await _submit(request, handler)
+            return await _submit(request, handler, front)
         if path == "/ws":
             with scoped(Scope(viewed_slots=_slots_of_client(request.rel_url.query.get("clientId")))):
                 return await handler(request)
@@ -88,10 +88,11 @@ async def _cors_middleware(request: web.Request, handler: bodies.Handler) -> web
     return response
 
 
-async def _submit(request: web.Request, handler: bodies.Handler) -> web.StreamResponse:
+async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> web.StreamResponse:
     """`POST /prompt`. The body is checked in the host's handler, by `check_prompt`, so that it is parsed once."""
     try:
         scope = Scope(target=header_target(request))
+        front.closing.check(scope.target)  # A node pack may keep jobs for a while before it queues them.
         with scoped(scope):
             response = await handler(request)
     except BadRequest as error:

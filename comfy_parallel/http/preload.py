@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
+from comfy_parallel.http.targets import chosen_slots
 from comfy_parallel.isolation import kept_outputs
-from comfy_parallel.slots.slot import slots
 
 FilesOf = Callable[[str], list[str]]
 
@@ -58,8 +58,19 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
     return prompt
 
 
-def submit(server: Any, prompt: dict[str, Any], gpu_ids: Iterable[int]) -> list[dict[str, Any]]:
-    """Queue the prompt on each of these slots, as jobs that leave what is cached there; returns their ids and slots."""
+def submit(server: Any, front: Any, prompt: dict[str, Any], gpu_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Queue the prompt on each of these slots, as jobs that leave what is cached there; returns their ids and slots.
+
+    Raises:
+        Draining: when one of them takes no new jobs; then nothing is queued.
+    """
+    with front.mutex:
+        for gpu_id in gpu_ids:
+            front.closing.check(gpu_id)
+        return _submit(server, prompt, gpu_ids)
+
+
+def _submit(server: Any, prompt: dict[str, Any], gpu_ids: Sequence[int]) -> list[dict[str, Any]]:
     jobs = []
     for gpu_id in gpu_ids:
         prompt_id = str(uuid.uuid4())
@@ -78,19 +89,8 @@ def check_request(data: dict[str, Any], target: int | str | None) -> tuple[list[
     Raises:
         BadRequest: when the body cannot be acted on.
     """
-    files, gpu_ids = data.get("files"), data.get("gpu_ids")
+    files = data.get("files")
     if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
         example = '{"files": ["checkpoints/name.safetensors"]}'
         raise BadRequest("invalid_request", "files is no list of names", f"send for example {example}")
-    if gpu_ids is None:
-        return files, [target] if isinstance(target, int) else [slot.index for slot in slots()]
-    count = len(slots())
-    if (
-        not isinstance(gpu_ids, list)
-        or not gpu_ids
-        or not all(type(one) is int and 0 <= one < count for one in gpu_ids)
-    ):
-        raise BadRequest(
-            "invalid_target_gpu", "gpu_ids is no list of slots", f"send numbers from 0 to {count - 1}, or leave it out"
-        )
-    return files, sorted(set(gpu_ids))
+    return files, chosen_slots(data, target)

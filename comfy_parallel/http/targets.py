@@ -25,6 +25,26 @@ def header_target(request: web.Request) -> int | str | None:
     return parse_target(values.pop(), len(slots()), HEADER)
 
 
+def chosen_slots(data: dict[str, Any], target: int | str | None) -> list[int]:
+    """The slots that a body's `gpu_ids` name, else the one in the header, else all.
+
+    Raises:
+        BadRequest: when `gpu_ids` is no list of slots.
+    """
+    gpu_ids, count = data.get("gpu_ids"), len(slots())
+    if gpu_ids is None:
+        return [target] if isinstance(target, int) else list(range(count))
+    if (
+        not isinstance(gpu_ids, list)
+        or not gpu_ids
+        or not all(type(one) is int and 0 <= one < count for one in gpu_ids)
+    ):
+        raise BadRequest(
+            "invalid_target_gpu", "gpu_ids is no list of slots", f"send numbers from 0 to {count - 1}, or leave it out"
+        )
+    return sorted(set(gpu_ids))
+
+
 def settle_target(data: dict[str, Any]) -> None:
     """Write into a job's `extra_data` which slot it is for, so that whoever keeps it for a while keeps that too.
 

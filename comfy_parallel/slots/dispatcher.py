@@ -264,6 +264,22 @@ class Dispatcher:
         self.running.pop(item_id, None)
         self._owners.pop(item_id, None)
 
+    # Closing and opening.
+
+    def pause(self, desk: Desk) -> None:
+        """The slot ends its job and takes no other; what lies ready for it waits again. Then `dispatch`."""
+        if any(item is desk.given for item in desk.inbox):  # Else its worker has taken it out already, and runs it.
+            self._put_back(desk)
+        desk.slot.change(SlotEvent.PAUSE)
+
+    def resume(self, desk: Desk) -> None:
+        """The slot, which was closed, takes jobs again."""
+        desk.slot.change(SlotEvent.RESUME)
+        if desk.slot.state is SlotState.STARTING and desk.slot.run is not None:
+            desk.slot.change(SlotEvent.TAKE)
+        elif desk.is_asked:
+            self.arrive(desk)
+
     # Changing what waits.
 
     def replace_waiting(self, items: list[Any]) -> None:

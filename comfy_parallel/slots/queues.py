@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from comfy_parallel.core import scope
+from comfy_parallel.slots.closing import Closing
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher, RunningJobs
 from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, view_of
 from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
@@ -42,13 +43,15 @@ def build_queue_class(host_class: type, on_first_get: Callable[[Any], None]) -> 
     methods = [name for name, value in vars(host_class).items() if inspect.isfunction(value) and name[0] != "_"]
     inherited = {name: through(name) for name in methods if name not in vars(SlotQueue)}
     slot_class = type("SlotPromptQueue", (SlotQueue, host_class), {"__module__": host_class.__module__, **inherited})
+    dispatcher = Dispatcher()
     namespace: dict[str, Any] = {
         "__module__": host_class.__module__,
         "__qualname__": host_class.__qualname__,
         "__doc__": host_class.__doc__,
         "_slot_class": slot_class,
         "_on_first_get": staticmethod(on_first_get),
-        "_dispatcher": Dispatcher(),
+        "_dispatcher": dispatcher,
+        "closing": Closing(dispatcher),
         "slot_queues": [],
     }
     return type(host_class.__name__, (FrontQueue, host_class), namespace)
@@ -74,6 +77,7 @@ class FrontQueue:
     _slot_class: type
     _on_first_get: Callable[[Any], None]
     _dispatcher: Dispatcher
+    closing: Closing
     slot_queues: list[Any]
     _is_made = False
     history = _Shared()
@@ -111,12 +115,18 @@ class FrontQueue:
         self.put_on(item, self._target_of(item))
 
     def put_on(self, item: tuple[Any, ...], target: int | None) -> None:
-        """Queue a host item for one slot, or for whichever slot is free first when `target` is None."""
+        """Queue a host item for one slot, or for whichever slot is free first when `target` is None.
+
+        Raises:
+            Draining: when a client's request brought it, and no slot that it may go to takes new jobs.
+        """
         if is_item(item) and isinstance(item[3], dict):
             item[3].pop(scope.SETTLED_FIELD, None)
             item[3]["gpu_id"] = target
         scope.note_placed(target)
         with self.mutex:
+            if scope.is_of_request():
+                self.closing.check(target)
             self._dispatcher.put(item, target)
             self.server.queue_updated()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfy_parallel.core.states import TRANSITIONS, SlotEvent, SlotState, next_state
+from comfy_parallel.core.states import CLOSED, TRANSITIONS, SlotEvent, SlotState, next_state
 
 S, E = SlotState, SlotEvent
 
@@ -37,6 +37,18 @@ def test_a_slot_runs_one_job_after_another() -> None:
         ((E.READY, E.TAKE, E.PAUSE, E.RESUME, E.END), S.RETURNING),
         ((E.READY, E.TAKE, E.FAIL, E.END, E.DIE), S.FAILED),
         ((E.SUSPEND, E.READY, E.RESUME), S.STARTING),
+        ((E.READY, E.OFFER, E.PAUSE), S.PAUSED),
+        ((E.READY, E.OFFER, E.PAUSE, E.TAKE), S.DRAINING),
+        ((E.READY, E.OFFER, E.PAUSE, E.TAKE, E.END), S.PAUSED),
+        ((E.READY, E.OFFER, E.PAUSE, E.RESUME, E.TAKE), S.RUNNING),
+        ((E.READY, E.PAUSE, E.RESUME, E.LEAVE), S.AWAY),
+        ((E.READY, E.PAUSE, E.PAUSE), S.PAUSED),
+        ((E.READY, E.TAKE, E.PAUSE, E.PAUSE, E.END), S.PAUSED),
+        ((E.READY, E.TAKE, E.PAUSE, E.LEAVE), S.PAUSED),
+        ((E.READY, E.TAKE, E.END, E.PAUSE, E.READY), S.PAUSED),
+        ((E.READY, E.LEAVE, E.PAUSE, E.READY), S.PAUSED),
+        ((E.PAUSE, E.DIE), S.PAUSED),
+        ((E.FAIL, E.TAKE, E.END), S.FAILED),
     ],
 )
 def test_where_events_lead(events: tuple[SlotEvent, ...], state: SlotState) -> None:
@@ -52,6 +64,12 @@ def test_only_an_idle_slot_is_offered_a_job(state: SlotState) -> None:
 def test_every_state_has_a_row_and_can_be_left() -> None:
     assert set(TRANSITIONS) == set(SlotState)
     assert all(set(row.values()) - {state} for state, row in TRANSITIONS.items())
+
+
+@pytest.mark.parametrize("state", list(SlotState))
+def test_every_slot_can_be_paused_and_every_closed_one_resumed(state: SlotState) -> None:
+    assert next_state(state, E.PAUSE) in CLOSED
+    assert (E.RESUME in TRANSITIONS[state]) is (state in CLOSED)
 
 
 def test_what_clients_see() -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from comfy_parallel.errors import BadRequest
+from comfy_parallel.errors import BadRequest, Draining
 from comfy_parallel.http import replies
 
 LONG = "x" * 1_000_000
@@ -20,6 +20,22 @@ def test_a_refusal_is_short_in_the_reply_and_in_the_log(caplog: pytest.LogCaptur
     assert len(response.body) < 6000
     assert json.loads(response.body)["error"]["type"] == "kind"
     assert len(caplog.text) < 6000
+
+
+def test_a_refusal_for_now_says_when_to_come_back() -> None:
+    response = replies.refusal(Draining("slot 3", "wait"))
+    assert (response.status, response.headers["Retry-After"]) == (503, "10")
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body) == {
+        "error": {
+            "type": "draining",
+            "message": "slot 3 is draining and takes no new jobs",
+            "details": "wait",
+            "extra_info": {},
+        },
+        "node_errors": {},
+    }
+    assert "Retry-After" not in replies.refusal(BadRequest("kind", "a", "b")).headers
 
 
 def test_a_refusal_of_the_hosts_is_shortened_wherever_it_is_long() -> None:
