@@ -277,6 +277,9 @@ class Dispatcher:
         desk.slot.change(SlotEvent.RESUME)
         if desk.slot.state is SlotState.STARTING and desk.slot.run is not None:
             desk.slot.change(SlotEvent.TAKE)
+        elif desk.given is not None:  # Its worker has it, and has not noted yet that it runs.
+            desk.slot.change(SlotEvent.READY)
+            desk.slot.change(SlotEvent.OFFER)
         elif desk.is_asked:
             self.arrive(desk)
 

@@ -154,12 +154,15 @@ def test_a_job_that_a_packs_get_has_taken_out_already_runs_once(front: Any, is_r
         return item, 7
 
     front.put(host_item("a"))
+    queue.put(host_item("next"))
     front.get = packs_get
     taken, item_id = queue.get(timeout=0)
     assert (taken[1], queue.slot.state) == ("a", S.RUNNING if is_resumed else S.DRAINING)
     queue.task_done(item_id, {"outputs": {}}, status=succeeded())
     assert queue.slot.state is (S.RETURNING if is_resumed else S.PAUSED)
-    assert (waiting(front), list(front.get_history())) == ([], ["a"])
+    assert (waiting(front), list(front.get_history())) == (["next"], ["a"])
+    front.closing.resume([0])
+    assert run_all(queue) == ["next"]
 
 
 def test_when_all_are_paused_jobs_wait_and_none_is_lost(front: Any) -> None:
