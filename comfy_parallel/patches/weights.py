@@ -82,7 +82,7 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
             return self  # as a thousand times in a load, after `load_ahead`
         import torch
 
-        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         parts = loading.modules_of(self)
         is_plain = device is not None and dtype is None and memory_format is None
         if not is_plain or not loading.move_as_torch_does(parts):
@@ -93,7 +93,8 @@ def _to(original: Callable[..., Any]) -> Callable[..., Any]:
             with loading.moving(store, loading.parameters_of(parts), device, dtype):
                 for part in parts:
                     if not loading.is_on(part, device):  # still; with buffers for example
-                        original(part, *args, **kwargs)
+                        # Alone: what is in it would forget its home, although it is there already.
+                        part._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking), recurse=False)
         return self
 
     return to

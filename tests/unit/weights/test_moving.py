@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from comfy_parallel.patches import weights as patches
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files.regions import is_shared
@@ -295,3 +296,25 @@ def test_bad_arguments_are_refused_as_torch_does(
         module.to(*arguments)
     assert str(found.value) == str(expected.value)
     assert is_shared(module.weight)
+
+
+class WithScale(nn.Module):
+    """Has a parameter that its file lacks, as the host's text encoders do, and others in a module in it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+def test_what_is_on_the_gpu_keeps_its_home_when_its_module_follows(
+    store: Store, path: str, slots: tuple[Slot, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "_apply", patches._apply(nn.Module._apply))
+    home = loading.home_at(shared_linear(store, path, slots[0]).weight)
+    module = WithScale(nn.Linear(4, 6, bias=False, device=GPU))
+    setattr(module.inner.weight, homes.HOME, home)
+    with entered(slots[0]):
+        module.to(GPU)
+    assert module.scale.device == GPU
+    assert getattr(module.inner.weight, homes.HOME, None) is home
