@@ -32,13 +32,11 @@ def stepper_of(slot: Slot) -> Any:
 
 
 @pytest.mark.usefixtures("on")
-def test_slots_that_share_a_gpu_record_each_for_itself() -> None:
-    first, second = make_slots("cuda:0", "cuda:0")
-    steppers = [stepper_of(slot) for slot in (first, second)]
-    assert None not in steppers
-    assert steppers[0] is not steppers[1]
-    assert steppers[0]._recorder is not steppers[1]._recorder
-    assert [per_slot.report(slot)["on"] for slot in (first, second)] == [True, True]
+def test_slots_record_each_for_itself_where_none_shares_its_gpu() -> None:
+    first, second, third = make_slots("cuda:0", "cuda:1", "cuda:1")
+    assert [stepper_of(slot) is None for slot in (first, second, third)] == [False, True, True]
+    assert [per_slot.report(slot)["on"] for slot in (first, second, third)] == [True, False, False]
+    assert "COMFY_PARALLEL_SLOTS_PER_GPU" in per_slot.report(third)["reason"]
 
 
 def test_switched_off(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,6 +97,6 @@ def test_what_another_slot_may_have_spoilt_is_tried_again(
     monkeypatch.setattr(Recorder, "record", record)
     slot = make_slots(*devices)[0]
     with pytest.raises(Uncapturable, match="CUDA refused") as caught:
-        stepper_of(slot)._recorder.record(lambda inputs: inputs, [])
+        per_slot._SlotRecorder(slot, torch.device(slot.device)).record(lambda inputs: inputs, [])
     assert caught.type is expected
     assert not slot.is_recording
