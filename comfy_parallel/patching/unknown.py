@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.patching.kept import keep, state_of
 from comfy_parallel.patching.scan import is_scanned
 from comfy_parallel.patching.sources import Checkout
-
-logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK = """
@@ -84,14 +80,14 @@ def describe(path: str, name: str, line: int) -> str:
 
 
 class _Kept:
-    """The sentences of an earlier search of the same sources. A place that cannot be used only costs another search."""
+    """The sentences of an earlier search of the same sources."""
 
     def __init__(self, host_dir: Path) -> None:
         own = Path(__file__).parent
         name = hashlib.sha256(str(host_dir).encode()).hexdigest()[:16]
         self._place = own / "__pycache__" / f"unknown-globals-{name}.json"
         scanned = (host_dir / path for path in Checkout(host_dir).python_files() if is_scanned(path))
-        self._key = _state_of([*scanned, *own.glob("*.py")])
+        self._key = state_of([*scanned, *own.glob("*.py")])
 
     def read(self) -> list[str] | None:
         try:
@@ -101,15 +97,4 @@ class _Kept:
             return None
 
     def write(self, found: list[str]) -> None:
-        part = self._place.with_name(f"{self._place.name}.{os.getpid()}")
-        try:
-            self._place.parent.mkdir(exist_ok=True)
-            part.write_text(json.dumps({"key": self._key, "found": found}), encoding="utf-8")
-            part.replace(self._place)
-        except OSError as error:
-            logger.debug("%s is not kept: %s", self._place, error)
-
-
-def _state_of(paths: Iterable[Path]) -> str:
-    states = [(str(path), stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+        keep(self._place, json.dumps({"key": self._key, "found": found}).encode())

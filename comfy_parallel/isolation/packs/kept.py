@@ -10,7 +10,6 @@ import importlib.util
 import json
 import logging
 import marshal
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from comfy_parallel.isolation.packs.finding import Finding
 from comfy_parallel.isolation.packs.plans import PackPlan, plan_of
 from comfy_parallel.isolation.packs.rewrite import Plan
 from comfy_parallel.isolation.packs.sources import source_paths
+from comfy_parallel.patching.kept import keep, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def kept_plan(root: Path) -> PackPlan:
     """The plan of a pack, looked up or made."""
     folder, name = (root, "pack") if root.is_dir() else (root.parent, root.stem)
     place = folder / "__pycache__" / f"{name}.{sys.implementation.cache_tag}.{_TAG}.json"
-    key = _key([*source_paths(root), *_OWN_SOURCES])
+    key = state_of([*source_paths(root), *_OWN_SOURCES])
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -41,14 +41,14 @@ def kept_plan(root: Path) -> PackPlan:
     except (OSError, ValueError, KeyError, TypeError):
         logger.debug("%s is looked at anew", root)
     plan = plan_of(root)
-    _write(place, json.dumps({"key": key, **_as_json(plan)}).encode())
+    keep(place, json.dumps({"key": key, **_as_json(plan)}).encode())
     return plan
 
 
 def kept_code(path: Path, plan: Plan, make: Callable[[], CodeType | None]) -> CodeType | None:
     """The rewritten code of a file; None where nothing was to be rewritten."""
     place = Path(importlib.util.cache_from_source(str(path), optimization=_TAG))
-    text = _key([path, *_OWN_SOURCES]) + json.dumps(_file_as_json(plan), sort_keys=True)
+    text = state_of([path, *_OWN_SOURCES]) + json.dumps(_file_as_json(plan), sort_keys=True)
     key = hashlib.sha256(text.encode()).digest()
     try:
         content = place.read_bytes()
@@ -59,24 +59,8 @@ def kept_code(path: Path, plan: Plan, make: Callable[[], CodeType | None]) -> Co
     except (OSError, ValueError, EOFError, TypeError):
         logger.debug("%s is rewritten anew", path)
     code = make()
-    _write(place, key + marshal.dumps(code))
+    keep(place, key + marshal.dumps(code))
     return code
-
-
-def _key(paths: list[Path]) -> str:
-    states = [(str(path), stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]]
-    return hashlib.sha256(repr((sys.version, states)).encode()).hexdigest()
-
-
-def _write(place: Path, content: bytes) -> None:
-    """As a whole, for others may read it at this moment."""
-    part = place.with_name(f"{place.name}.{os.getpid()}")
-    try:
-        place.parent.mkdir(exist_ok=True)
-        part.write_bytes(content)
-        part.replace(place)
-    except OSError as error:
-        logger.debug("%s is not kept: %s", place, error)
 
 
 def _as_json(plan: PackPlan) -> dict[str, Any]:
