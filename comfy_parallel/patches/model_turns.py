@@ -111,30 +111,21 @@ PATCHES: tuple[Patch, ...] = (
         why="What another slot has by now is not for this one to unload.",
         until=_UNTIL,
     ),
-    Patch(
-        target="comfy.sd:CLIP.encode_from_tokens",
-        wrap=_encoding,
-        needs=_NEEDS,
-        params=("self", "tokens"),
-        why=_WHY,
-        until=_UNTIL,
-    ),
-    Patch(
-        target="comfy.sd:CLIP.encode_from_tokens_scheduled",
-        wrap=_encoding,
-        needs=_NEEDS,
-        params=("self", "tokens"),
-        why=_WHY,
-        until=_UNTIL,
-    ),
-    Patch(
-        target="comfy.sd:CLIP.generate",
-        wrap=_encoding,
-        needs=_NEEDS,
-        params=("self", "tokens"),
-        optional=True,
-        why=_WHY,
-        until=_UNTIL,
+    *(
+        Patch(
+            target=f"comfy.sd:CLIP.{name}",
+            wrap=_encoding,
+            needs=_NEEDS,
+            params=("self", "tokens"),
+            optional=optional,
+            why=_WHY,
+            until=_UNTIL,
+        )
+        for name, optional in (
+            ("encode_from_tokens", False),
+            ("encode_from_tokens_scheduled", False),
+            ("generate", True),
+        )
     ),
     Patch(
         target="comfy.samplers:CFGGuider.sample",
