@@ -141,11 +141,13 @@ def test_four_slots_need_little_more_memory_than_one(make_wide_server: MakeServe
 
 
 def test_repeated_jobs_add_no_memory(make_server: MakeServer) -> None:
+    """One reading may be some percent too high, while allocations are on their way back. What grows with each job is in
+    all of the last ones."""
     server = make_server(slots=slots(2))
     names = ("a.safetensors", "b.safetensors")
     before = max(pss_after(server, 2, names) for _ in range(2))
     after = [pss_after(server, 2, names) for _ in range(REPEATS)]
-    assert max(after[-3:]) < 1.01 * before, f"{[size >> 20 for size in after]} MiB, {before >> 20} MiB before"
+    assert min(after[-3:]) < 1.01 * before, f"{[size >> 20 for size in after]} MiB, {before >> 20} MiB before"
 
 
 # That nobody writes to it.
