@@ -19,6 +19,10 @@ class DeviceError(ComfyParallelError):
     """A slot's device does not exist or cannot be initialised."""
 
 
+class AllocationError(ComfyParallelError):
+    """What says how a model is spread over devices cannot be understood or kept."""
+
+
 class WeightsLost(ComfyParallelError):
     """A weight file was overwritten while a job used it, and its old bytes could not be kept."""
 

@@ -1,4 +1,4 @@
-"""The command `comfy-parallel`: link, unlink, doctor, nginx."""
+"""The command `comfy-parallel`: link, unlink, doctor, nginx, plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfy_parallel.host import facts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.isolation.packs.findings import findings
 from comfy_parallel.isolation.packs.verdicts import not_there, packs_in, verdicts
-from comfy_parallel.ops import link, nginx, nginx_files
+from comfy_parallel.ops import link, nginx, nginx_files, plan
 from comfy_parallel.patching import scan
 from comfy_parallel.patching.engine import OtherShape
 from comfy_parallel.patching.patch_set import Surveyed, judge, missing_files, survey
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
     _add_nginx(commands.add_parser("nginx", help="write nginx's configuration: one port per slot, TLS, passwords"))
+    plan.add_to(commands.add_parser("plan", help="say which weights of a model file would live on which device"))
     return parser
 
 

@@ -54,7 +54,18 @@ ORDER = (
 ROW = {place: row for row, places in enumerate(ORDER) for place in places}
 ENTRY = {"", "__main__"}  # `comfy_parallel` itself and `python -m comfy_parallel`: above all rows.
 # Without torch, aiohttp and the host.
-PURE = ("config", "errors", "core", "patching", "slots.items", "slots.queues", "slots.slot", "isolation.interrupts")
+PURE = (
+    "config",
+    "errors",
+    "core",
+    "patching",
+    "nodes.allocation",
+    "nodes.plan",
+    "slots.items",
+    "slots.queues",
+    "slots.slot",
+    "isolation.interrupts",
+)
 PRINTS = {"ops/cli.py"}
 EDGES = {"ops/cli.py", "slots/device.py", "install.py"}
 

@@ -1,0 +1,1 @@
+"""Nodes that spread one model over several devices."""
