@@ -1,0 +1,1 @@
+"""Slots beyond threads: workers in processes of their own, and what keeps them running."""
