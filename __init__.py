@@ -1,3 +1,5 @@
-"""ComfyUI imports this folder as a custom node; the work is done by prestartup_script.py. It adds no nodes."""
+"""ComfyUI imports this folder as a custom node; prestartup_script.py has installed what it does."""
 
-NODE_CLASS_MAPPINGS = {}
+from comfy_parallel.install import device_nodes
+
+NODE_CLASS_MAPPINGS = device_nodes()

@@ -16,6 +16,7 @@ from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, dynamic_vram, facts
 from comfy_parallel.isolation.packs import loader, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
+from comfy_parallel.nodes import registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
@@ -26,6 +27,8 @@ from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
 
 logger = logging.getLogger(__name__)
+
+_DEVICE_NODES = "device nodes"  # The feature of the patches that these need.
 
 _config = Config()
 _patches: PatchSet | None = None
@@ -113,6 +116,13 @@ def uninstall() -> None:
     _end_search()
 
 
+def device_nodes() -> dict[str, type]:
+    """The nodes that choose devices, made of the loaders that the host has loaded so far; none while we are off."""
+    if _patches is None or _DEVICE_NODES not in _patches.features():
+        return {}
+    return registry.nodes(facts.node_classes(), facts.device_type(), facts.pack_folders())
+
+
 def _complete_server(server: Any) -> None:
     """Add slots, middlewares and routes to the host's server, which has built its queue.
 
@@ -161,6 +171,7 @@ def _take_over(server: Any) -> None:
             _take_away()
         set_slots(slots()[:1])
         del front.slot_queues[1:]
+    facts.add_nodes(device_nodes())  # Of packs that were loaded after ours.
     _judge_packs()
     if _config.drain_s:
         _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())

@@ -75,6 +75,13 @@ def node_classes() -> dict[str, type]:
     return dict(nodes.NODE_CLASS_MAPPINGS)
 
 
+def add_nodes(classes: dict[str, type]) -> None:
+    """Make node classes known to the host."""
+    import nodes
+
+    nodes.NODE_CLASS_MAPPINGS.update(classes)
+
+
 def pack_folders() -> list[Path]:
     """The folders in which the host looks for node packs."""
     import folder_paths

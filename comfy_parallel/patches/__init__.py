@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from comfy_parallel.patches import (
     comfy_execution,
+    device_choice,
     execution,
     libraries,
     model_management,
@@ -21,6 +22,7 @@ ALL: tuple[Patch, ...] = (
     *execution.PATCHES,
     *server.PATCHES,
     *model_management.PATCHES,
+    *device_choice.PATCHES,
     *model_turns.PATCHES,
     *comfy_execution.PATCHES,
     *weights.PATCHES,
