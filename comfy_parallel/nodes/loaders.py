@@ -79,6 +79,41 @@ def with_virtual_vram(row: Loader, original: type, devices: Devices, spread: Spr
     return _node(f"{row.name}DisTorch2MultiGPU", original, input_types, load, VIRTUAL_CATEGORY)
 
 
+def with_legacy_vram(row: Loader, original: type, devices: Devices, spread: Spread) -> type:
+    """The same under the inputs that older workflows have."""
+
+    def input_types(cls: type) -> dict[str, Any]:
+        virtual = virtual_inputs(devices(), eject=False)
+        others = (
+            "BOOLEAN",
+            {"default": False, "tooltip": "Use the memory of the other devices before that of the CPU."},
+        )
+        return _inputs(
+            original,
+            {
+                "device": device_input(devices()),
+                "virtual_vram_gb": virtual["virtual_vram_gb"],
+                "use_other_vram": others,
+                "expert_mode_allocations": virtual["expert_mode_allocations"],
+            },
+        )
+
+    def load(self: Any, **inputs: Any) -> Any:
+        device = chosen(inputs.pop("device", SLOT), devices())
+        others = [name for name in devices() if name not in (allocation.CPU, device)]
+        asked = {
+            "devices": devices(),
+            "gigabytes": inputs.pop("virtual_vram_gb", _GB["default"]),
+            "donors": ",".join([*(others if inputs.pop("use_other_vram", False) else []), allocation.CPU]),
+            "expert": inputs.pop("expert_mode_allocations", ""),
+        }
+        with loading_on(device):
+            result, lines = spread(outputs(call(original, inputs)), **asked, eject=False, exact=True)
+        return {"ui": {"text": lines}, "result": result}
+
+    return _node(f"{row.name}DisTorchMultiGPU", original, input_types, load, f"{CATEGORY}/legacy")
+
+
 def virtual_inputs(devices: Sequence[str], eject: bool) -> dict[str, Any]:
     """The inputs of virtual VRAM, with what they mean."""
     donors = list(devices)

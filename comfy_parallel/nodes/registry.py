@@ -24,7 +24,7 @@ def nodes(known: Mapping[str, type], device_type: str, pack_folders: Iterable[Pa
         logger.info("comfy_parallel: its device-choosing nodes stay out, because %s is installed (%s)", PEER, peer)
         return {}
     devices = partial(device_names, device_type)
-    made: dict[str, type] = dict(advanced.nodes(known, devices))
+    made: dict[str, type] = dict(advanced.nodes(known, devices, virtual_vram.spread_result))
     for row in (*CORE, *PACKS):
         if row.name in known:
             made.update(_both(row, known[row.name], devices))
@@ -54,4 +54,7 @@ def _both(row: Loader, original: Any, devices: loaders.Devices) -> dict[str, typ
     if row.virtual:
         name = f"{row.name}DisTorch2MultiGPU"
         made[name] = loaders.with_virtual_vram(row, original, devices, virtual_vram.spread_result)
+    if row.legacy:
+        name = f"{row.name}DisTorchMultiGPU"
+        made[name] = loaders.with_legacy_vram(row, original, devices, virtual_vram.spread_result)
     return made

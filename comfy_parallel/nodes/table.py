@@ -10,7 +10,7 @@ class Loader:
     """A loader class of the host or of a node pack, by the name that workflows use.
 
     `device` is what the input that chooses the device is called. `virtual` says that there is a node with virtual
-    VRAM as well; `compute` is what its device input is called.
+    VRAM as well; `compute` is what its device input is called. `legacy` says that there is one under its old name, too.
     """
 
     name: str
@@ -18,6 +18,7 @@ class Loader:
     virtual: bool = True
     compute: str = "compute_device"
     eject: bool = True
+    legacy: bool = False
 
 
 CORE = (
@@ -39,12 +40,12 @@ CORE = (
 
 # The loaders of packs whose models go where the host's functions say. Packs with samplers of their own are not here.
 PACKS = (
-    Loader("UnetLoaderGGUF"),
-    Loader("UnetLoaderGGUFAdvanced"),
-    Loader("CLIPLoaderGGUF", compute="device", eject=False),
-    Loader("DualCLIPLoaderGGUF", compute="device", eject=False),
-    Loader("TripleCLIPLoaderGGUF", compute="device", eject=False),
-    Loader("QuadrupleCLIPLoaderGGUF", compute="device", eject=False),
+    Loader("UnetLoaderGGUF", legacy=True),
+    Loader("UnetLoaderGGUFAdvanced", legacy=True),
+    Loader("CLIPLoaderGGUF", compute="device", eject=False, legacy=True),
+    Loader("DualCLIPLoaderGGUF", compute="device", eject=False, legacy=True),
+    Loader("TripleCLIPLoaderGGUF", compute="device", eject=False, legacy=True),
+    Loader("QuadrupleCLIPLoaderGGUF", compute="device", eject=False, legacy=True),
     Loader("LTXVLoader", virtual=False),
     Loader("Florence2ModelLoader", virtual=False),
     Loader("DownloadAndLoadFlorence2Model", virtual=False),

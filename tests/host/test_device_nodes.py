@@ -52,6 +52,7 @@ def test_every_placement_gives_the_plain_image(server: HostServer, kind: str) ->
     for first, second in zip(PLACEMENTS, PLACEMENTS[1:] + PLACEMENTS[:1], strict=True):
         jobs = [spread(KINDS[kind](txt2img(5)), allocation) for allocation in (first, second)]
         assert images_of(server, run_on_each(server, jobs)) == [expected] * 2, (first, second)
+    assert "loaded partially" in server.log_path.read_text(encoding="utf-8")  # What ComfyUI says of a part.
 
 
 def test_the_plan_is_shown_and_is_exact(server: HostServer) -> None:
@@ -70,6 +71,22 @@ def test_a_loader_and_an_advanced_one_with_devices_give_the_plain_image(server: 
     parts["ckpt"]["inputs"] |= {"unet_device": "slot", "clip_device": "cpu", "vae_device": "cpu"}
     entries = [run_on_each(server, [job])[0] for job in (txt2img(7), chosen, parts)]
     assert len(set(images_of(server, entries))) == 1
+
+
+def test_each_part_of_a_checkpoint_lives_where_it_is_said(server: HostServer) -> None:
+    plain, spread_parts = (with_loras(txt2img(9), 1.0) for _ in range(2))
+    spread_parts["ckpt"]["class_type"] = "CheckpointLoaderAdvancedDisTorch2MultiGPU"
+    for part in ("unet", "clip"):
+        inputs = {"compute_device": "slot", "virtual_vram_gb": 0.05, "donor_device": "cpu"}
+        spread_parts["ckpt"]["inputs"] |= {f"{part}_{name}": value for name, value in inputs.items()}
+    spread_parts["ckpt"]["inputs"]["vae_device"] = "cpu"
+    entries = [run_on_each(server, [job])[0] for job in (plain, spread_parts)]
+    assert len(set(images_of(server, entries))) == 1
+    lines = entries[1]["outputs"]["ckpt"]["text"]
+    away = [int(line.split()[0]) for line in lines if line.endswith("bytes leave slot")]
+    asked = 0.05 * 2**30
+    assert len(away) == 2
+    assert all(0.98 * asked <= size <= asked for size in away), away
 
 
 @pytest.mark.parametrize(("allocation", "problem"), [("cpu,1tb", "no unit"), ("cuda:9,1gb", "no device 'cuda:9' here")])

@@ -101,6 +101,20 @@ def test_a_pack_that_is_there_gets_its_nodes(row: Loader, tmp_path: Path) -> Non
     assert f"{row.name}MultiGPU" not in registry.nodes({}, "cpu", [tmp_path])
 
 
+def test_the_old_node_takes_other_gpus_first() -> None:
+    asked: dict[str, Any] = {}
+
+    def spread(result: tuple[Any, ...], **inputs: Any) -> tuple[Any, list[str]]:
+        asked.update(inputs)
+        return result, []
+
+    node: Any = loaders.with_legacy_vram(Loader("Some"), OldLoader, lambda: DEVICES, spread)
+    node().load(name="a", device="cuda:0", use_other_vram=True)
+    assert asked["donors"] == "cuda:1,cpu"
+    node().load(name="a", device="cuda:0")
+    assert asked["donors"] == "cpu"
+
+
 def test_a_node_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     known = {"UNETLoader": OldLoader, "UNETLoaderMultiGPU": NewLoader}
     assert "UNETLoaderMultiGPU" not in registry.nodes(known, "cpu", [tmp_path])
