@@ -150,3 +150,16 @@ def test_models_from_files_of_their_own_give_stocks_images_on_all_slots(make_ser
     assert images_of(server, [entries[prompt_id] for prompt_id in ids]) == [one for one in expected for _ in (0, 1)]
     files = [f"{folder}/{file}" for folder, file in FILES.items() if folder not in UNUSED]
     assert {name: file_of(server, name)["slots"] for name in files} == dict.fromkeys(files, [0, 1])
+    placed = [
+        server.submit(elsewhere(with_every_kind(seed), "cpu,60%;slot,40%"), slot) for slot, seed in enumerate((0, 1))
+    ]
+    done = server.wait([reply["prompt_id"] for reply in placed])
+    assert images_of(server, [done[reply["prompt_id"]] for reply in placed]) == expected[:2]
+
+
+def elsewhere(workflow: Workflow, allocation: str) -> Workflow:
+    """The same with most of each model's weights on a donor."""
+    for name in ("unet", "text", "vae", "control"):
+        workflow[name]["class_type"] += "DisTorch2MultiGPU"
+        workflow[name]["inputs"]["expert_mode_allocations"] = allocation
+    return workflow
