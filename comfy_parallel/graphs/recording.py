@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+from comfy_parallel.graphs.collection import no_collection
 from comfy_parallel.graphs.refusal import Uncapturable
 from comfy_parallel.graphs.signature import have_same_bytes
 from comfy_parallel.slots.gates import recording_on
@@ -54,7 +52,7 @@ class Recorder:
             self._stream.wait_stream(torch.cuda.current_stream())
             graph = torch.cuda.CUDAGraph()
             try:
-                with _no_collection(), torch.cuda.stream(self._stream):
+                with no_collection(), torch.cuda.stream(self._stream):
                     output = _captured(graph, forward, buffers, self._pool)
             except BaseException:
                 self._stream = None  # It may be in any state.
@@ -162,26 +160,3 @@ def _release_pool(pool: Any) -> None:
     except RuntimeError:  # It has ended well: the error was Python's.
         return
     torch._C._cuda_releasePool(index, pool)
-
-
-_collection_lock = threading.Lock()
-_recorders = 0
-_was_collecting = False
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Freeing another recording or an event in the middle of a capture would spoil it."""
-    global _recorders, _was_collecting
-    with _collection_lock:
-        if not _recorders:
-            _was_collecting = gc.isenabled()
-        _recorders += 1
-        gc.disable()
-    try:
-        yield
-    finally:
-        with _collection_lock:
-            _recorders -= 1
-            if _was_collecting and not _recorders:
-                gc.enable()

@@ -11,6 +11,7 @@ from types import CodeType
 from typing import Any
 
 from comfy_parallel.graphs.code import is_known
+from comfy_parallel.graphs.collection import no_collection
 from comfy_parallel.graphs.refusal import refusals_count, refuse
 
 
@@ -25,7 +26,7 @@ def watching(device: Any, known: Iterable[Any]) -> Iterator[Collection[CodeType]
         Uncapturable: naming what the body was about to do.
     """
     ran: dict[int, CodeType] = {}  # by id: to hash a code takes long
-    with refusals_count(), _mode_class()(_Watch(device, known)), _only_known_code(ran):
+    with no_collection(), refusals_count(), _mode_class()(_Watch(device, known)), _only_known_code(ran):
         yield ran.values()
 
 
