@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -46,7 +47,8 @@ class _SlotCollector(Collector):
             lambda s: s.stats.worker_restarts,
         )
         yield self._per_slot(GaugeMetricFamily, "slot_running", "1 while a job runs", lambda s: int(s.run is not None))
-        yield self._pending()
+        yield from self._durations()
+        yield from self._waiting()
         yield self._health(answers)
         yield self._memory(answers)
         yield from self._graphs(answers)
@@ -91,11 +93,28 @@ class _SlotCollector(Collector):
             family.add_metric([str(slot.index), slot.device], value(slot))
         return family  # type: ignore[no-any-return]
 
-    def _pending(self) -> Metric:
+    def _durations(self) -> Iterator[Metric]:
+        for name, help in (("waits", "Seconds that jobs waited"), ("runs", "Seconds that jobs ran")):
+            family = HistogramMetricFamily(f"comfy_parallel_job_{name}_seconds", help, labels=_LABELS)
+            for slot in slots():
+                histogram = getattr(slot.stats, name)
+                family.add_metric([str(slot.index), slot.device], histogram.cumulative(), histogram.sum_s)
+            yield family
+
+    def _waiting(self) -> Iterator[Metric]:
+        seen: Snapshot = self._front.snapshot()
+        yield self._pending(seen)
+        waiting = [item for items in (*seen.pending, seen.unassigned) for item in items]
+        since = [queued_at for item in waiting if (queued_at := getattr(item, "queued_at", 0.0))]
+        age_s = time.monotonic() - min(since) if since else 0.0
+        yield GaugeMetricFamily(
+            "comfy_parallel_oldest_waiting_seconds", "How long the oldest waiting job waits; 0: none does", value=age_s
+        )
+
+    def _pending(self, seen: Snapshot) -> Metric:
         family = GaugeMetricFamily(
             "comfy_parallel_jobs_pending", "Waiting jobs; gpu_id auto: any slot", labels=["gpu_id"]
         )
-        seen: Snapshot = self._front.snapshot()
         for slot, pending in zip(slots(), seen.pending, strict=True):
             family.add_metric([str(slot.index)], len(pending))
         family.add_metric(["auto"], len(seen.unassigned))

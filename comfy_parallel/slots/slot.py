@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from comfy_parallel.core.histogram import Histogram
 from comfy_parallel.core.states import SlotEvent, SlotState, next_state
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class SlotStats:
     worker_restarts: int = 0
     busy_seconds: float = 0.0
     wait_seconds: float = 0.0
+    waits: Histogram = field(default_factory=Histogram)
+    runs: Histogram = field(default_factory=Histogram)
 
 
 class Slot:
@@ -71,11 +74,14 @@ class Slot:
         self.run = run
         self.last_client_id = run.client_id
         self.stats.wait_seconds += waited_s
+        self.stats.waits.add(waited_s)
 
     def end_run(self, status: dict[str, Any] | None) -> None:
         """Count the running job, which ended with this status in the host's history."""
         if self.run is not None:
-            self.stats.busy_seconds += time.monotonic() - self.run.started_at
+            ran_s = time.monotonic() - self.run.started_at
+            self.stats.busy_seconds += ran_s
+            self.stats.runs.add(ran_s)
         messages = dict((status or {}).get("messages") or [])
         error = messages.get("execution_error")
         if "execution_interrupted" in messages:

@@ -17,7 +17,7 @@ from comfy_parallel.graphs.stepper import StepStats
 from comfy_parallel.http import metrics
 from tests.fakes import failed, host_item, make_front, run_next, take
 
-LABELS = ("gpu_id", "device", "outcome", "kind", "reason")
+LABELS = ("gpu_id", "device", "outcome", "kind", "reason", "le")
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,18 @@ def test_jobs_are_counted(front: Any) -> None:
     assert values["out_of_memory_total", "0", "cuda:0"] == 1
     assert values["slot_running", "1", "cuda:1"] == 1
     assert [values["jobs_pending", gpu_id] for gpu_id in ("0", "1", "auto")] == [0, 1, 2]
+
+
+def test_waits_and_runs_are_told_as_histograms_and_how_long_the_oldest_job_waits(front: Any) -> None:
+    first = front.slot_queues[0]
+    assert samples(front)["oldest_waiting_seconds",] == 0
+    first.put(host_item("a"))
+    assert samples(front)["oldest_waiting_seconds",] > 0
+    run_next(first)
+    values = samples(front)
+    for name in ("job_waits_seconds", "job_runs_seconds"):
+        assert values[f"{name}_bucket", "0", "cuda:0", "3600.0"] == values[f"{name}_count", "0", "cuda:0"] == 1
+        assert values[f"{name}_bucket", "1", "cuda:1", "+Inf"] == 0
 
 
 def test_memory_is_shown_once_per_device() -> None:
