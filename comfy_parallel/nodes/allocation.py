@@ -17,6 +17,7 @@ _EXAMPLES = "write cuda:0,4gb;cpu,* or cuda:0,25%;cpu,75% or cuda:0,0.5;cpu,0.5"
 
 BYTES, RATIO, FRACTION, WILDCARD = "bytes", "ratio", "fraction", "wildcard"
 CPU = "cpu"
+SLOT = "slot"  # the device of the slot that runs the job
 
 
 @dataclass(frozen=True, slots=True)

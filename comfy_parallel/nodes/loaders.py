@@ -11,7 +11,7 @@ from comfy_parallel.nodes import allocation
 from comfy_parallel.nodes.table import Loader
 from comfy_parallel.slots.choice import loading_on
 
-SLOT = "slot"
+SLOT = allocation.SLOT
 CATEGORY = "multigpu"
 VIRTUAL_CATEGORY = "multigpu/distorch_2"
 _DEVICE_TIP = "Where this model lives and computes. slot: on the device of the slot that runs the job."
@@ -72,9 +72,7 @@ def with_virtual_vram(row: Loader, original: type, devices: Devices, spread: Spr
             "eject": inputs.pop("eject_models", row.eject),
             "exact": inputs.pop("high_precision_loras", True),
         }
-        with loading_on(device):
-            result, lines = spread(outputs(call(original, inputs)), **asked)
-        return {"ui": {"text": lines}, "result": result}
+        return _spread_over(original, inputs, device, spread, asked)
 
     return _node(f"{row.name}DisTorch2MultiGPU", original, input_types, load, VIRTUAL_CATEGORY)
 
@@ -106,12 +104,21 @@ def with_legacy_vram(row: Loader, original: type, devices: Devices, spread: Spre
             "gigabytes": inputs.pop("virtual_vram_gb", _GB["default"]),
             "donors": ",".join([*(others if inputs.pop("use_other_vram", False) else []), allocation.CPU]),
             "expert": inputs.pop("expert_mode_allocations", ""),
+            "eject": False,
+            "exact": True,
         }
-        with loading_on(device):
-            result, lines = spread(outputs(call(original, inputs)), **asked, eject=False, exact=True)
-        return {"ui": {"text": lines}, "result": result}
+        return _spread_over(original, inputs, device, spread, asked)
 
     return _node(f"{row.name}DisTorchMultiGPU", original, input_types, load, f"{CATEGORY}/legacy")
+
+
+def _spread_over(
+    original: type, inputs: Mapping[str, Any], device: str | None, spread: Spread, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a node gives that loads for a device and places what it has loaded, with the plan to show."""
+    with loading_on(device):
+        result, lines = spread(outputs(call(original, inputs)), **asked)
+    return {"ui": {"text": lines}, "result": result}
 
 
 def virtual_inputs(devices: Sequence[str], eject: bool) -> dict[str, Any]:

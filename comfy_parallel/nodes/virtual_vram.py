@@ -16,7 +16,6 @@ from comfy_parallel.slots import device
 logger = logging.getLogger(__name__)
 
 _PLACEMENT = "comfy_parallel_placement"
-_SLOT = "slot"  # In a plan: the device that computes, where that is the CPU and so is the donor.
 _AWAY, _HERE = "away", "here"
 
 
@@ -48,8 +47,8 @@ def spread(
     """Have a model of the host live where the inputs of a node say; returns the plan for people."""
     weights = [_weight(entry) for entry in patcher._load_list()]
     compute = _name(patcher.load_device)
-    if compute == allocation.CPU or _SLOT in expert:
-        compute = _SLOT
+    if compute == allocation.CPU or allocation.SLOT in expert:  # Where the CPU computes it may be the donor, too.
+        compute = allocation.SLOT
     request = allocation.make_request(
         compute=compute, virtual_gb=gigabytes, donors=donors, expert=expert, devices=[compute, *devices]
     )
@@ -74,7 +73,7 @@ def _name(torch_device: Any) -> str:
 
 
 def _total(name: str, patcher: Any) -> int:
-    return device.memory(_name(patcher.load_device) if name == _SLOT else name)["total_bytes"]
+    return device.memory(_name(patcher.load_device) if name == allocation.SLOT else name)["total_bytes"]
 
 
 def _check_room(plan: Plan) -> None:

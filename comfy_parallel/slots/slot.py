@@ -38,10 +38,16 @@ class SlotStats:
     interrupted: int = 0
     out_of_memory: int = 0
     worker_restarts: int = 0
-    busy_seconds: float = 0.0
-    wait_seconds: float = 0.0
     waits: Histogram = field(default_factory=Histogram)
     runs: Histogram = field(default_factory=Histogram)
+
+    @property
+    def busy_seconds(self) -> float:
+        return self.runs.sum_s
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.waits.sum_s
 
 
 class Slot:
@@ -73,15 +79,12 @@ class Slot:
         """Note what the slot runs now, and how long that had waited."""
         self.run = run
         self.last_client_id = run.client_id
-        self.stats.wait_seconds += waited_s
         self.stats.waits.add(waited_s)
 
     def end_run(self, status: dict[str, Any] | None) -> None:
         """Count the running job, which ended with this status in the host's history."""
         if self.run is not None:
-            ran_s = time.monotonic() - self.run.started_at
-            self.stats.busy_seconds += ran_s
-            self.stats.runs.add(ran_s)
+            self.stats.runs.add(time.monotonic() - self.run.started_at)
         messages = dict((status or {}).get("messages") or [])
         error = messages.get("execution_error")
         if "execution_interrupted" in messages:

@@ -164,7 +164,8 @@ def test_averages_exist_once_a_job_has_ended(front: Any) -> None:
     slot = front.slot_queues[0].slot
     assert status.slot_metrics(slot)["average_busy_seconds"] is None
     slot.stats.succeeded, slot.stats.failed, slot.stats.interrupted = 2, 1, 1
-    slot.stats.busy_seconds, slot.stats.wait_seconds = 6.0, 2.0
+    slot.stats.runs.add(6.0)
+    slot.stats.waits.add(2.0)
     metrics = status.slot_metrics(slot)
     assert (metrics["average_busy_seconds"], metrics["average_wait_seconds"]) == (1.5, 0.5)
 
