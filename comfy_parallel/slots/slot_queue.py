@@ -9,8 +9,9 @@ from typing import Any
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.slots import own_names, switches
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher
-from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item
+from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item, view_of
 from comfy_parallel.slots.slot import entered
+from comfy_parallel.slots.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class SlotQueue:
         self.slot = desk.slot
         self._dispatcher, self._desk = dispatcher, desk
         self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
+        self._tally = Tally(desk.slot)
         self._was_freed = False
         self._taken: Any = None  # the item that `get` gave last, and its number
         self._taken_id = -1
@@ -93,6 +95,12 @@ class SlotQueue:
             self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
+        self._tally.job_ended(self._count_waiting)
+
+    def _count_waiting(self) -> int:
+        with self.mutex:
+            waiting = list(self._dispatcher.waiting)
+        return sum(view_of(item).target in (None, self.slot.index) for item in waiting)
 
     def set_flag(self, name: str, data: Any) -> None:
         with scoped(Scope(slot=self.slot.index)):
