@@ -53,6 +53,18 @@ class Draining(BadRequest):
         super().__init__("draining", f"{what} is draining and takes no new jobs", details)
 
 
+class TooManyReaders(BadRequest):
+    """As many watch the server's events as it serves."""
+
+    status = 503
+    retry_after_s = 10
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            "too_many_readers", f"{limit} readers watch this server's events already", "close a dashboard, or try later"
+        )
+
+
 class TooManyNodes(BadRequest):
     """A job has more nodes than the server takes."""
 

@@ -39,7 +39,7 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
     middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
         middlewares.insert(0, _cors_middleware)
-    routes.add_routes(server.routes, front, models_of)
+    routes.add_routes(server, front, models_of)
     added = [middleware for middleware in middlewares if middleware not in before]
     routes_added = [route for route in server.routes if route not in routes_before]
 

@@ -9,18 +9,20 @@ from aiohttp import web
 
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.host import facts
-from comfy_parallel.http import checks, preload, probes, replies, status
+from comfy_parallel.http import checks, dashboard, preload, probes, replies, status
 from comfy_parallel.http.targets import chosen_slots, header_target
 from comfy_parallel.weights import report
 
 
-def add_routes(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:
-    """Add them, before the host builds its routing table."""
+def add_routes(server: Any, front: Any, models_of: status.ModelsOf) -> None:
+    """Add them to the host's server, before it builds its routing table."""
+    routes = server.routes
     _add_status(routes, front, models_of)
     _add_preload(routes, front)
     _add_metrics(routes, front)
     _add_probes(routes, front)
     _add_closing(routes, front)
+    dashboard.add_routes(server, front, models_of, lambda: report.weights_json(facts.weight_name))
 
 
 def _add_status(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:

@@ -77,8 +77,11 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
         if event == "status" and not self.sockets:
             return  # Sent for every job that is queued or ends; a client that connects is told the state anyway.
         slot = current_slot()
-        if slot is not None and isinstance(data, dict) and "prompt_id" in data:
-            data = {**data, "gpu_id": slot.index}
+        if slot is not None:
+            if slot.run is not None:
+                slot.run.sight.note(event, data)
+            if isinstance(data, dict) and "prompt_id" in data:
+                data = {**data, "gpu_id": slot.index}
         original(self, event, data, sid, *args, **kwargs)
         if slot is not None and event == "execution_start":
             time.sleep(_HAND_OVER_S)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from comfy_parallel.core.histogram import Histogram
+from comfy_parallel.core.series import Series
 from comfy_parallel.core.states import SlotEvent, SlotState, next_state
+from comfy_parallel.slots.sight import Sight
 
 T = TypeVar("T")
 
 
 _NOBODY = object()
+RECENT = 30  # ended jobs that a slot remembers
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +31,19 @@ class Run:
     started: bool = False
     is_alone: bool = False
     started_at: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    sight: Sight = field(default_factory=Sight)
+
+
+@dataclass(slots=True, frozen=True)
+class Ended:
+    """A job that has ended on a slot; `ended_at` is of the monotonic clock."""
+
+    prompt_id: str
+    outcome: str
+    waited_s: float
+    ran_s: float
+    ended_at: float
 
 
 @dataclass(slots=True)
@@ -40,6 +57,8 @@ class SlotStats:
     worker_restarts: int = 0
     waits: Histogram = field(default_factory=Histogram)
     runs: Histogram = field(default_factory=Histogram)
+    series: Series = field(default_factory=Series)
+    last: deque[Ended] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     @property
     def busy_seconds(self) -> float:
@@ -78,23 +97,32 @@ class Slot:
     def begin_run(self, run: Run, waited_s: float) -> None:
         """Note what the slot runs now, and how long that had waited."""
         self.run = run
+        run.waited_s = waited_s
         self.last_client_id = run.client_id
         self.stats.waits.add(waited_s)
 
     def end_run(self, status: dict[str, Any] | None) -> None:
         """Count the running job, which ended with this status in the host's history."""
-        if self.run is not None:
-            self.stats.runs.add(time.monotonic() - self.run.started_at)
         messages = dict((status or {}).get("messages") or [])
         error = messages.get("execution_error")
         if "execution_interrupted" in messages:
-            self.stats.interrupted += 1
+            outcome = "interrupted"
         elif error is not None or (status or {}).get("status_str") == "error":
-            self.stats.failed += 1
+            outcome = "failed"
             self.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
         else:
-            self.stats.succeeded += 1
+            outcome = "succeeded"
+        setattr(self.stats, outcome, getattr(self.stats, outcome) + 1)
+        if self.run is not None:
+            self._note_end(self.run, outcome)
         self.run = None
+
+    def _note_end(self, run: Run, outcome: str) -> None:
+        now = time.monotonic()
+        ran_s = now - run.started_at
+        self.stats.runs.add(ran_s)
+        self.stats.series.add(now, run.waited_s, ran_s)
+        self.stats.last.append(Ended(run.prompt_id, outcome, run.waited_s, ran_s, now))
 
     def __repr__(self) -> str:
         return f"<Slot {self.index} {self.device} {self.state.shown}>"

@@ -63,6 +63,7 @@ PURE = (
     "nodes.plan",
     "slots.items",
     "slots.queues",
+    "slots.sight",
     "slots.slot",
     "isolation.interrupts",
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
 from comfy_parallel.core.states import SlotEvent
-from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, entered, set_slots, slots
+from comfy_parallel.slots.slot import RECENT, Run, Slot, SlotLocal, current_slot, entered, set_slots, slots
 from tests.fakes import in_thread, make_slots
 
 
@@ -110,3 +111,16 @@ def test_none_is_a_value() -> None:
     variable: SlotLocal[int | None] = SlotLocal(lambda: 5)
     variable.set(None)
     assert variable.get() is None
+
+
+def test_a_slot_remembers_its_last_jobs_and_counts_them_by_time() -> None:
+    (slot,) = make_slots("cpu")
+    for number in range(RECENT + 2):
+        slot.begin_run(Run(f"job {number}"), waited_s=2.0)
+        failed: dict[str, Any] = {"status_str": "error"}
+        slot.end_run(failed if number == RECENT + 1 else None)
+    assert len(slot.stats.last) == RECENT
+    last = slot.stats.last[-1]
+    assert (last.prompt_id, last.outcome, last.waited_s) == (f"job {RECENT + 1}", "failed", 2.0)
+    assert slot.stats.last[-2].outcome == "succeeded"
+    assert sum(point[1] for point in slot.stats.series.points(last.ended_at)) == RECENT + 2
