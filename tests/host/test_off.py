@@ -36,7 +36,8 @@ UNSEEN = {  # by kind and qualified name
     "execution:PromptQueue",  # is the host's by name; the queue's own classes show the difference
 }
 SWITCH = "COMFY_MULTI_GPU_SCHED"
-OUR_ROUTES = tuple(prefix + route for prefix in ("", "/api") for route in ("/queue/all", "/debug/queues", "/metrics"))
+OUR_PATHS = ("/queue/all", "/debug/queues", "/metrics", "/parallel/")
+OUR_ROUTES = tuple(prefix + path for prefix in ("", "/api") for path in OUR_PATHS)
 STOCK_ROUTES = ("/object_info", "/extensions", "/queue", "/features")
 
 

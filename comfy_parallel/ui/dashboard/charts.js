@@ -21,7 +21,7 @@ export class Charts {
   show(points, feed) {
     const rows = stretches(points, feed);
     const x = rows.map((row) => row.date);
-    this.#draw("rate", [x, rows.map((row) => (row.jobs * 60) / STRETCH_S)], [line("rate", "--main", true)]);
+    this.#draw("rate", [x, rows.map((row) => (row.isWhole ? (row.jobs * 60) / STRETCH_S : null))], [line("rate", "--main", true)]);
     const average = (name) => rows.map((row) => (row.jobs ? row[name] / row.jobs : null));
     this.#draw("times", [x, average("waited"), average("ran")], [line("waited", "--warn"), line("ran", "--good")]);
     const sum = (name) => rows.reduce((total, row) => total + row[name], 0);
@@ -52,7 +52,8 @@ function stretches(points, feed) {
   const first = Math.min(points[0]?.[0] ?? Infinity, Math.floor((now - SHORTEST_S) / STRETCH_S) * STRETCH_S);
   const rows = [];
   for (let begin = first; begin <= now; begin += STRETCH_S) {
-    rows.push({ date: Math.round(feed.date(begin)), ...(known.get(begin) ?? { jobs: 0, waited: 0, ran: 0 }) });
+    const isWhole = begin + STRETCH_S <= now;
+    rows.push({ date: Math.round(feed.date(begin)), isWhole, ...(known.get(begin) ?? { jobs: 0, waited: 0, ran: 0 }) });
   }
   return rows;
 }

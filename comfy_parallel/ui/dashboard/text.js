@@ -40,8 +40,8 @@ export function seconds(value) {
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
   const gib = value / 2 ** 30;
-  if (gib >= 1) return `${number(gib, 1)} GiB`;
-  return value >= 2 ** 20 ? `${number(value / 2 ** 20, 0)} MiB` : `${number(value / 2 ** 10, 0)} KiB`;
+  if (gib >= 1) return `${number(gib, 1)}\u00a0GiB`;
+  return value >= 2 ** 20 ? `${number(value / 2 ** 20, 0)}\u00a0MiB` : `${number(value / 2 ** 10, 0)}\u00a0KiB`;
 }
 
 export const count = (value) => number(value, 0);
