@@ -18,18 +18,23 @@ from comfy_parallel.slots.slot import Slot, current_slot
 logger = logging.getLogger(__name__)
 
 ABSENT: Any = object()
+UNREADABLE: Any = object()  # Reading it failed: a library may refuse to tell what a job has made of it.
 ENVIRONMENT = "environment variable "
 _MOST = 200  # characters of a value in the log
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A setting that a job has left changed. `was_sure`: no other job ran that may have done it."""
+    """A setting that a job has left changed.
+
+    `was_sure`: no other job ran that may have done it. `was_chance`: no job meant to; see `SharedSettings`.
+    """
 
     name: str
     value: Any
     before: Any
     was_sure: bool = True
+    was_chance: bool = False
 
 
 class SharedSettings:
@@ -38,16 +43,29 @@ class SharedSettings:
     Args:
         read: gives all settings by name.
         write: sets one of them, or takes it away where the value is `ABSENT`; returns what it is from then on.
+        stays: whether a change, from one value to another, is to be left; asked right after `read`.
+        by_chance: whether what a setting is now may come from jobs that each put it back, in an unlucky order; asked
+            with whether one job alone may have left it.
     """
 
-    def __init__(self, read: Callable[[], Mapping[str, Any]], write: Callable[[str, Any], Any]) -> None:
-        self._read, self._write = read, write
+    def __init__(
+        self,
+        read: Callable[[], Mapping[str, Any]],
+        write: Callable[[str, Any], Any],
+        stays: Callable[[str, Any, Any], bool] = lambda name, before, value: False,
+        by_chance: Callable[[str, bool], bool] = lambda name, was_sure: False,
+    ) -> None:
+        self._read, self._write, self._stays, self._by_chance = read, write, stays, by_chance
         self._lock = threading.Lock()
         self._running: set[Hashable] = set()
         self._seen: dict[str, Any] = {}
         self._before: dict[str, Any] = {}  # of the settings that running jobs may have changed
         self._suspects: dict[str, set[Hashable]] = {}
         self._were_many: set[str] = set()
+
+    def is_running(self, job: Hashable) -> bool:
+        """Whether it has begun and not ended."""
+        return job in self._running
 
     def begin(self, job: Hashable) -> None:
         """A job starts: what was changed until now, it has not changed."""
@@ -62,11 +80,18 @@ class SharedSettings:
             self._running.discard(job)
             for suspects in self._suspects.values():
                 suspects.discard(job)
-            return [self._put_back(name) for name in [name for name, left in self._suspects.items() if not left]]
+            alone = [name for name in {**self._seen, **self._suspects} if self._suspects.get(name, {job}) == set()]
+            left = [one for name in alone if (one := self._put_back(name)) is not None]
+            if left:  # Some settings are two views of one.
+                self._seen = {
+                    **self._read(),
+                    **{one.name: self._seen[one.name] for one in left if one.name in self._seen},
+                }
+            return left
 
     def _look(self) -> None:
         now = dict(self._read())
-        for name in now.keys() | self._seen.keys():
+        for name in {**now, **self._seen}:
             if not _same(now.get(name, ABSENT), self._seen.get(name, ABSENT)):
                 self._changed(name, now.get(name, ABSENT), set(self._running))
         self._seen = now
@@ -74,7 +99,8 @@ class SharedSettings:
     def _changed(self, name: str, value: Any, suspects: set[Hashable]) -> None:
         before = self._before.get(name, self._seen.get(name, ABSENT))
         self._saw(name, value)
-        if not suspects or _same(value, before):  # The server's own change, or undone by whoever had made it.
+        if not suspects or _same(value, before) or before is UNREADABLE or self._stays(name, before, value):
+            # The server's own change, or undone by whoever had made it, or nobody's.
             self._forget(name)
             return
         self._before[name] = before
@@ -82,16 +108,18 @@ class SharedSettings:
         if len(suspects) > 1:
             self._were_many.add(name)
 
-    def _put_back(self, name: str) -> Leftover:
+    def _put_back(self, name: str) -> Leftover | None:
+        """None where there was nothing to do."""
         value, before = self._seen.get(name, ABSENT), self._before[name]
-        left = Leftover(name, value, before, name not in self._were_many)
+        was_sure = name not in self._were_many
+        left = Leftover(name, value, before, was_sure, self._by_chance(name, was_sure))
         self._forget(name)
         try:
             before = self._write(name, before)
         except Exception as error:  # noqa: BLE001 - a setting that cannot be put back must not cost the job its result
             logger.error("%s cannot be put back to %s: %r", name, _shown(name, before), error)
         self._saw(name, before)
-        return left
+        return None if _same(before, value) else left
 
     def _saw(self, name: str, value: Any) -> None:
         if value is ABSENT:
@@ -119,37 +147,50 @@ class OwnSettings:
     def end(self) -> list[Leftover]:
         """It has ended, on the same thread: what it left is put back and returned."""
         now = self._read()
-        changed = [name for name in self._before if not _same(now.get(name, ABSENT), self._before[name])]
-        for name in changed:
-            self._write(name, self._before[name])
-        return [Leftover(name, now.get(name, ABSENT), self._before[name]) for name in changed]
+        known = {name: before for name, before in self._before.items() if before is not UNREADABLE}
+        left = [Leftover(name, now[name], before) for name, before in known.items() if not _same(now[name], before)]
+        for one in left:
+            try:
+                self._write(one.name, one.before)
+            except Exception as error:  # noqa: BLE001 - as above
+                logger.error("%s cannot be put back to %s: %r", one.name, _shown(one.name, one.before), error)
+        return left
 
 
 def tell(slot_name: str, prompt_id: Any, left: list[Leftover]) -> None:
-    """Say in the log what was put back."""
+    """Say in the log what was put back; once, where jobs came by it without meaning to."""
     for one in left:
-        who = "left" if one.was_sure else "or one that ran beside it left"
+        if one.was_chance:
+            if one.name not in _told:
+                _told.add(one.name)
+                logger.info(
+                    "%s: %s were changed by several jobs at once and are put back; said once", slot_name, one.name
+                )
+            continue
         logger.warning(
             "%s: job %s %s %s at %s; put back to %s. Other jobs share it",
             slot_name,
             clipped(str(prompt_id), _MOST),
-            who,
+            "left" if one.was_sure else "or one that ran beside it left",
             one.name,
             _shown(one.name, one.value),
             _shown(one.name, one.before),
         )
 
 
+_told: set[str] = set()
+
+
 def _shown(name: str, value: Any) -> str:
-    if value is ABSENT:
-        return "nothing"
+    if value is ABSENT or value is UNREADABLE:
+        return "nothing" if value is ABSENT else "what cannot be read"
     return "a value" if name.startswith(ENVIRONMENT) else clipped(repr(value), _MOST)  # It may be a password.
 
 
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
-    return type(one) is type(other) and isinstance(one, str | int | float | tuple) and bool(one == other)
+    return type(one) is type(other) and isinstance(one, str | bytes | int | float | tuple) and bool(one == other)
 
 
 class JobWatch:
@@ -162,7 +203,8 @@ class JobWatch:
     def begin(self) -> None:
         """The calling slot's worker is about to run a job."""
         slot = _slot()
-        self._shared.end(slot.index)  # Whatever kept the job before from being ended as others are.
+        if self._shared.is_running(slot.index):  # Whatever kept the job before from being ended as others are.
+            self._shared.end(slot.index)
         thread, own = self._own.get(slot.index, (0, None))
         if own is None or thread != threading.get_ident():
             own = self._own_of(slot)

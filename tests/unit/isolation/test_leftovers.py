@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfy_parallel.isolation.leftovers import ABSENT, Leftover, OwnSettings, SharedSettings
+from comfy_parallel.isolation.leftovers import ABSENT, UNREADABLE, Leftover, OwnSettings, SharedSettings
 
 
 class Process(dict[str, int]):
@@ -110,3 +110,41 @@ def test_the_threads_own_settings(process: Process) -> None:
     process["a"] = 9
     assert own.end() == [Leftover("a", 9, 1)]
     assert process["a"] == 1
+
+
+def test_what_stays_is_left_and_not_told(process: Process) -> None:
+    shared = SharedSettings(lambda: process, process.set_to, lambda name, before, value: name == "a" and value == 5)
+    shared.begin("first")
+    process["a"], process["b"] = 5, 6
+    assert [one.name for one in shared.end("first")] == ["b"]
+    assert process == {"a": 5, "b": 2}
+    shared.begin("second")
+    process["a"] = 7
+    assert shared.end("second") == [Leftover("a", 7, 5)]
+
+
+def test_what_can_no_longer_be_read_is_put_back_and_what_never_could_is_left(process: Process) -> None:
+    process["b"] = UNREADABLE
+    shared = SharedSettings(lambda: process, process.set_to)
+    shared.begin("first")
+    process["a"], process["b"] = UNREADABLE, 4
+    assert [one.name for one in shared.end("first")] == ["a"]
+    assert process == {"a": 1, "b": 4}
+
+
+def test_what_putting_back_leaves_as_it_was_is_not_told(process: Process) -> None:
+    shared = SharedSettings(lambda: process, lambda name, value: process[name])
+    shared.begin("first")
+    process["a"] = 5
+    assert shared.end("first") == []
+
+
+def test_the_threads_own_settings_that_cannot_be_put_back(process: Process, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(name: str, value: int) -> None:
+        raise OSError("gone")
+
+    own = OwnSettings(lambda: dict(process), refuse)
+    own.begin()
+    process["a"] = 9
+    assert [one.name for one in own.end()] == ["a"]
+    assert "cannot be put back" in caplog.text
