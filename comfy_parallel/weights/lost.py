@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.errors import WeightsLost
+from comfy_parallel.slots import garbage
 from comfy_parallel.slots.slot import current_slot
 
 if TYPE_CHECKING:  # Linux only
@@ -54,7 +54,7 @@ def let_go(index: int | None, files: list[Any]) -> None:
     """A slot has let go of what it kept: its jobs may run again, if it holds nothing that is lost."""
     if index not in _lost:
         return
-    gc.collect()
+    garbage.collect()
     regions = [region for file in files for region in file.regions() if region.is_lost]
     if not any(user.slot_index == index for region in regions for user in region.users):
         del _lost[index]
