@@ -13,6 +13,9 @@ from comfy_parallel.errors import ConfigError
 SWITCH = "COMFY_MULTI_GPU_SCHED"
 WEIGHTS = ("map", "copy", "off")
 PACK_MODES = ("auto", "trust", "alone")
+SPREAD, IN_ORDER = "spread", "in-order"
+CLIENT_ORDERS = (SPREAD, IN_ORDER)
+MOST_PRIORITY = 1000  # of a job, up and down
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu):(0|[1-9][0-9]{0,2})")
 
 
@@ -33,6 +36,33 @@ class PackModes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The scheduler's settings; `None` means no limit.
+
+    Attributes:
+        client_order: whether several jobs of one client may run at once (`spread`), or one at a time (`in-order`).
+        fair_by: who gets a fair share: each `client`, each `user`, each value of a `header:NAME`; `off` for nobody.
+        affinity: how many jobs may overtake the first that waits because a slot holds their models; 0 for none.
+        max_waiting: how many jobs may wait in all before new ones are refused.
+        max_waiting_per_client: the same, of one client.
+        max_running_per_client: how many jobs of one client may run at once.
+    """
+
+    client_order: str = SPREAD
+    fair_by: str = "client"
+    affinity: int = 8
+    max_waiting: int | None = None
+    max_waiting_per_client: int | None = None
+    max_running_per_client: int | None = None
+
+    def most_at_once(self, client_order: str | None) -> int | None:
+        """How many jobs of one client may run at once, when a job asks for this order, or for none."""
+        if (client_order or self.client_order) == IN_ORDER:
+            return 1
+        return self.max_running_per_client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What the user asked for. `None` means: decide from what the machine has."""
 
@@ -49,6 +79,8 @@ class Config:
     max_nodes: int | None = None
     packs: PackModes = PackModes()
     drain_s: float = 0.0
+    policy: Policy = Policy()
+    trusted_proxies: tuple[str, ...] = ()
 
     @property
     def shares_gpus(self) -> bool:
@@ -81,6 +113,10 @@ class Config:
             max_nodes=_count(env, "COMFY_PARALLEL_MAX_NODES", most=9_999_999),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
             drain_s=_seconds(env, "COMFY_PARALLEL_DRAIN_S"),
+            policy=_policy(env),
+            trusted_proxies=tuple(
+                filter(None, map(str.strip, env.get("COMFY_PARALLEL_TRUSTED_PROXIES", "").split(",")))
+            ),
         )
 
 
@@ -159,6 +195,29 @@ def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str 
         return None
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: set it to {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+def _policy(env: Mapping[str, str]) -> Policy:
+    affinity = env.get("COMFY_PARALLEL_AFFINITY", "").strip() or "8"
+    if not re.fullmatch(r"[0-9]{1,3}", affinity):
+        raise ConfigError(
+            f"COMFY_PARALLEL_AFFINITY={affinity!r}: set it to a number of jobs from 0 to 999, or leave it unset"
+        )
+    return Policy(
+        client_order=_choice(env, "COMFY_PARALLEL_CLIENT_ORDER", CLIENT_ORDERS) or SPREAD,
+        fair_by=_fair_by(env, "COMFY_PARALLEL_FAIR_BY"),
+        affinity=int(affinity),
+        max_waiting=_count(env, "COMFY_PARALLEL_MAX_WAITING", most=9_999_999),
+        max_waiting_per_client=_count(env, "COMFY_PARALLEL_MAX_WAITING_PER_CLIENT", most=9_999_999),
+        max_running_per_client=_count(env, "COMFY_PARALLEL_MAX_RUNNING_PER_CLIENT"),
+    )
+
+
+def _fair_by(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "").strip() or "client"
+    if value not in ("client", "user", "off") and not re.fullmatch(r"header:[A-Za-z0-9-]+", value):
+        raise ConfigError(f"{name}={value!r}: set it to client, user, header:NAME or off")
     return value
 
 

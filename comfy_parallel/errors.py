@@ -65,6 +65,26 @@ class TooManyReaders(BadRequest):
         )
 
 
+class NotWaiting(BadRequest):
+    """Only a job that waits can be changed."""
+
+    def __init__(self, status: int, state: str, details: str) -> None:
+        super().__init__("not_waiting", f"the job {state}", details)
+        self.status = status
+
+
+class QueueFull(BadRequest):
+    """As many jobs wait as the operator allows."""
+
+    status = 429
+    retry_after_s = 10
+
+    def __init__(self, message: str, variable: str) -> None:
+        super().__init__(
+            "queue_full", message, f"send the job again later, or have the operator raise {variable}; nothing was lost"
+        )
+
+
 class TooManyNodes(BadRequest):
     """A job has more nodes than the server takes."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from comfy_parallel.core.states import CLOSED, SlotState
 
 
 class JobView(Protocol):
-    """What is looked at of a job. `target`: the slot it is bound to; None for any. `is_alone`: no other runs then."""
+    """What is looked at of a job. `target`: the slot it is bound to; None for any. `is_alone`: no other runs then.
+
+    `most_at_once`: how many jobs of its client may run together; None for any number. `models`: the names of the
+    weight files that it reads. `standing`: jobs of another one are not overtaken. `passed`: how often it was.
+    """
 
     @property
     def prompt_id(self) -> Any: ...
@@ -19,6 +24,14 @@ class JobView(Protocol):
     def target(self) -> int | None: ...
     @property
     def is_alone(self) -> bool: ...
+    @property
+    def most_at_once(self) -> int | None: ...
+    @property
+    def models(self) -> frozenset[str]: ...
+    @property
+    def standing(self) -> Any: ...
+    @property
+    def passed(self) -> int: ...
 
 
 class SlotView(Protocol):
@@ -32,66 +45,139 @@ class SlotView(Protocol):
     def last_client_id(self) -> Any: ...
     @property
     def is_alone(self) -> bool: ...  # It runs, or is about to run, a job that runs alone.
+    @property
+    def models(self) -> frozenset[str]: ...  # the weight files of the last job that had any
+
+
+class UnderWay(NamedTuple):
+    """The ids and the clients of the jobs that have been given to a slot."""
+
+    prompt_ids: Sequence[Any] = ()
+    clients: Sequence[Any] = ()
 
 
 _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
+_WINDOW = 32  # so many of the first waiting jobs are looked at for one whose models a slot holds
 AnySlot = TypeVar("AnySlot", bound=SlotView)
+NOTHING = UnderWay()
 
 
-def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: Collection[Any] = ()) -> AnySlot | None:
+def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHING) -> AnySlot | None:
     """The idle slot that is to take this job now; None when it has to wait.
 
-    A job bound to a slot waits for that slot, any other for no slot that runs another job. It goes to the slot that
-    ran its client's last job, for that one has the workflow's results cached; that slot is also waited for while it
-    comes back from that very job: the client has heard of the end and sent this one at once. Otherwise the first slot
-    in order takes it: an idle server keeps its caches warm in one place.
+    A job bound to a slot waits for that slot, any other for no slot that runs another job. It goes to a slot that holds
+    all of its models, and among equals to the one that ran its client's last job, for that one has the workflow's
+    results cached; that slot is also waited for while it comes back from that very job: the client has heard of the
+    end and sent this one at once. Otherwise the first slot in order takes it: an idle server keeps its caches warm in
+    one place.
 
-    `under_way`: the ids of the jobs that have been given to a slot. Two jobs of one id run in turn. A job that runs
-    alone waits until no other slot has a job, and while it runs no other job starts.
+    Two jobs of one id run in turn, and no more jobs of one client at once than its jobs say. A job that runs alone
+    waits until no other slot has a job, and while it runs no other job starts.
     """
-    if (under_way and job.prompt_id in under_way) or not _may_run_beside(job, slots):
+    if not _may_start(job, under_way) or not _may_run_beside(job, slots):
         return None
     if job.target is not None:
         bound = slots[job.target]
         return bound if bound.state is SlotState.IDLE else None
-    client_id = job.client_id
-    first: AnySlot | None = None
-    is_expected = False
+    best, best_fit, expected_fit = None, (False, False), (False, False)
     for slot in slots:
         if slot.state is SlotState.IDLE:
-            if slot.last_client_id == client_id:
-                return slot
-            first = first or slot
-        elif slot.state is SlotState.RETURNING and slot.last_client_id == client_id:
-            is_expected = True
-    return None if is_expected else first
+            if best is None or _fit(job, slot) > best_fit:
+                best, best_fit = slot, _fit(job, slot)
+        elif slot.state is SlotState.RETURNING and slot.last_client_id == job.client_id:
+            expected_fit = max(expected_fit, _fit(job, slot))
+    return None if expected_fit > best_fit else best
 
 
 def first_start(
     waiting: Sequence[Any],
     view: Callable[[Any], JobView],
     slots: Sequence[AnySlot],
-    under_way: Collection[Any],
+    under_way: UnderWay,
     is_given: Callable[[Any], bool],
     last: Any = None,
+    affinity: int = 0,
 ) -> tuple[int, AnySlot] | None:
     """The position of the waiting job that is to start next, and its slot; None when none can start now.
 
     `waiting` is a heap; `is_given` says that a job in it has a slot already. Behind `last` none is to start.
+    A job whose models the slot holds overtakes the first one, up to `affinity` times.
     """
     free = {slot.index for slot in slots if slot.state is SlotState.IDLE}
     if not free or not waiting:
         return None
     if not is_given(waiting[0]) and (slot := slot_for(view(waiting[0]), slots, under_way)) is not None:
+        if view(waiting[0]).passed < affinity and not _holds(slot, view(waiting[0])):
+            return _that_fits(waiting, view, slots, under_way, is_given, last, slot) or (0, slot)
         return 0, slot
     best: tuple[int, AnySlot] | None = None
+    held_back: dict[Any, Any] | None = None
     for position, item in enumerate(waiting):
         job = view(item)
         if (job.target is not None and job.target not in free) or is_given(item) or (last is not None and last < item):
             continue
-        if (best is None or item < waiting[best[0]]) and (slot := slot_for(job, slots, under_way)) is not None:
+        if best is not None and not item < waiting[best[0]]:
+            continue
+        if job.most_at_once == 1:
+            held_back = _first_of_clients(waiting, view, is_given) if held_back is None else held_back
+            if held_back.get(job.client_id, item) is not item:
+                continue
+        if (slot := slot_for(job, slots, under_way)) is not None:
             best = position, slot
     return best
+
+
+def _that_fits(
+    waiting: Sequence[Any],
+    view: Callable[[Any], JobView],
+    slots: Sequence[AnySlot],
+    under_way: UnderWay,
+    is_given: Callable[[Any], bool],
+    last: Any,
+    slot: AnySlot,
+) -> tuple[int, AnySlot] | None:
+    """The first of the next jobs of the same standing that would go to this slot because it holds their models."""
+    standing = view(waiting[0]).standing
+    for position in _in_order(waiting, _WINDOW):
+        item = waiting[position]
+        job = view(item)
+        if job.standing != standing or (last is not None and last < item):
+            return None
+        if (
+            job.models
+            and job.most_at_once != 1
+            and not is_given(item)
+            and _holds(slot, job)
+            and slot_for(job, slots, under_way) is slot
+        ):
+            return position, slot
+    return None
+
+
+def _in_order(heap: Sequence[Any], count: int) -> Iterator[int]:
+    """The positions of the first items of a heap, without looking at all of them."""
+    nearest = [(heap[0], 0)] if heap else []
+    while nearest and count:
+        _, position = heapq.heappop(nearest)
+        yield position
+        count -= 1
+        for child in (2 * position + 1, 2 * position + 2):
+            if child < len(heap):
+                heapq.heappush(nearest, (heap[child], child))
+
+
+def _first_of_clients(
+    waiting: Sequence[Any], view: Callable[[Any], JobView], is_given: Callable[[Any], bool]
+) -> dict[Any, Any]:
+    """The first waiting job of each client that wants its jobs one at a time."""
+    first: dict[Any, Any] = {}
+    for item in waiting:
+        job = view(item)
+        if job.most_at_once == 1 and job.client_id is not None and not is_given(item):
+            known = first.get(job.client_id)
+            if known is None or item < known:
+                first[job.client_id] = item
+    return first
 
 
 def first_alone(
@@ -106,6 +192,24 @@ def first_alone(
     """
     alone = [item for item in waiting if view(item).is_alone and not is_given(item)]
     return min((item for item in alone if _is_open(view(item).target, slots)), default=None)
+
+
+def _may_start(job: JobView, under_way: UnderWay) -> bool:
+    if not under_way.prompt_ids:
+        return True
+    most, client_id = job.most_at_once, job.client_id
+    if most is not None and client_id is not None and under_way.clients.count(client_id) >= most:
+        return False
+    return job.prompt_id not in under_way.prompt_ids
+
+
+def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool]:
+    """How well a slot suits a job: it holds its models, it ran its client's last job."""
+    return bool(job.models) and _holds(slot, job), slot.last_client_id == job.client_id
+
+
+def _holds(slot: SlotView, job: JobView) -> bool:
+    return job.models <= slot.models
 
 
 def _may_run_beside(job: JobView, slots: Sequence[SlotView]) -> bool:

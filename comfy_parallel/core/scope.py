@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_parallel.core.shown import shown
@@ -22,7 +23,11 @@ class Scope:
 
     `target` is where a submitted job goes: a slot's number, `AUTO`, or None when the client named none.
     `placed` is filled in with the slot's number a job was bound to at once. `viewed_slots` run the jobs of a
-    client that connects.
+    client that connects. `is_in_turn`: a submitted job has no number of its client's choice.
+
+    Who asks is told by `client_id` where the request says it, and by `peer`: a user's name, else an address; `party` is
+    whom its jobs count for among those who share fairly. `order_of(body)` is the order that it asks for its client's
+    jobs. `is_all`: an interrupt means everybody's jobs. `interrupted` is filled in with the ids of those it reached.
     """
 
     slot: int | None = None
@@ -30,6 +35,18 @@ class Scope:
     target: int | str | None = None
     placed: int | None = None
     viewed_slots: tuple[int, ...] = ()
+    is_in_turn: bool = False
+    client_id: Any = None
+    peer: str | None = None
+    party: Any = None
+    is_all: bool = False
+    order_of: Callable[[dict[str, Any]], str | None] | None = None
+    interrupted: list[Any] = field(default_factory=list)
+
+    def note_interrupted(self, prompt_ids: Iterable[Any]) -> None:
+        """Tell the request in progress, if there is one, which jobs it reached."""
+        if self is not _EVERYTHING:
+            self.interrupted.extend(prompt_ids)
 
     def covers(self, index: int) -> bool:
         return self.slot is None or self.slot == index
@@ -95,9 +112,9 @@ def body_target(extra_data: dict[str, Any], num_slots: int) -> int | str | None:
     Raises:
         BadRequest: when it names no slot.
     """
-    for field in (SETTLED_FIELD, BODY_FIELD):
-        if extra_data.get(field) is not None:
-            return parse_target(extra_data[field], num_slots, f"extra_data.{field}")
+    for name in (SETTLED_FIELD, BODY_FIELD):
+        if extra_data.get(name) is not None:
+            return parse_target(extra_data[name], num_slots, f"extra_data.{name}")
     return None
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from aiohttp import web
 
-from comfy_parallel.core.scope import HEADER, Scope, scoped
+from comfy_parallel.config import CLIENT_ORDERS
+from comfy_parallel.core.scope import HEADER, Scope, current_scope, is_of_request, scoped
+from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import bodies, checks, log, replies, routes, status
+from comfy_parallel.http import bodies, checks, jobs, log, peers, replies, routes, status
 from comfy_parallel.http.targets import header_target, settle_target
 from comfy_parallel.slots.slot import slots
 
@@ -63,13 +65,18 @@ def _scope_middleware(
                 return await handler(request)
         rule = _rule(request.method, path)
         try:
-            if rule is None:
+            if rule is None and request.method == "GET":
                 return await handler(request)
+            if rule is None:  # A node pack's route may interrupt, or queue jobs.
+                with scoped(peers.ask_as(Scope(), request)):
+                    return await handler(request)
             scope = await _scope_of(request, rule)
             with scoped(scope):
                 response = await handler(request)
         except BadRequest as error:
             return replies.refusal(error)
+        if path == "/interrupt" and response.status == 200:
+            return web.json_response({"interrupted": scope.interrupted})
         if rule.complete is not None:
             replies.complete(response, functools.partial(rule.complete, front))
         replies.complete(response, replies.shortened, status=400)
@@ -91,7 +98,8 @@ async def _cors_middleware(request: web.Request, handler: bodies.Handler) -> web
 async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> web.StreamResponse:
     """`POST /prompt`. The body is checked in the host's handler, by `check_prompt`, so that it is parsed once."""
     try:
-        scope = Scope(target=header_target(request))
+        scope = peers.ask_as(Scope(target=header_target(request), party=peers.party_of(request)), request)
+        scope.order_of = functools.partial(peers.client_order, request)
         front.closing.check(scope.target)  # A node pack may keep jobs for a while before it queues them.
         with scoped(scope):
             response = await handler(request)
@@ -117,7 +125,7 @@ async def _refusal_of_body(request: web.Request) -> web.Response | None:
 
 
 async def _scope_of(request: web.Request, rule: Rule) -> Scope:
-    scope = Scope(target=header_target(request))
+    scope = peers.ask_as(Scope(target=header_target(request)), request)
     data: dict[str, Any] = {}
     if rule.check is not None:
         charset = request.charset or "utf-8"
@@ -142,11 +150,29 @@ def check_prompt(data: Any) -> None:
     """
     checks.check_object(data)
     checks.check_prompt(data)
+    _check_scheduling(data)
     settle_target(data)
+
+
+def _check_scheduling(data: dict[str, Any]) -> None:
+    """Check what a job's `extra_data` asks of the scheduler, and write there what its request asks."""
+    scope, extra_data = current_scope(), data.get("extra_data", {})
+    if "priority" in extra_data:
+        jobs.check_priority(extra_data["priority"], "extra_data.priority")
+    order = extra_data.get("client_order")
+    if order is None and scope.order_of is not None and (order := scope.order_of(data)) is not None:
+        data["extra_data"] = {**extra_data, "client_order": order}
+    if order is not None and order not in CLIENT_ORDERS:
+        raise BadRequest(
+            "invalid_request", f"client_order is {shown(order)}", f"send {' or '.join(CLIENT_ORDERS)}, or leave it out"
+        )
+    if is_of_request():
+        scope.is_in_turn = "number" not in data and not data.get("front")
 
 
 def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
     scope.prompt_id = data.get("prompt_id") or None
+    scope.client_id, scope.is_all = data.get("client_id") or scope.client_id, data.get("all") is True
     if scope.prompt_id is None:
         _scope_to_slot(scope, data)
 

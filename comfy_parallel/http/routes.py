@@ -9,7 +9,7 @@ from aiohttp import web
 
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.host import facts
-from comfy_parallel.http import checks, dashboard, preload, probes, replies, status
+from comfy_parallel.http import checks, dashboard, jobs, preload, probes, replies, status
 from comfy_parallel.http.targets import chosen_slots, header_target
 from comfy_parallel.weights import report
 
@@ -23,6 +23,7 @@ def add_routes(server: Any, front: Any, models_of: status.ModelsOf) -> None:
     _add_probes(routes, front)
     _add_closing(routes, front)
     dashboard.add_routes(server, front, models_of, lambda: report.weights_json(facts.weight_name))
+    jobs.add_route(routes, front)
 
 
 def _add_status(routes: web.RouteTableDef, front: Any, models_of: status.ModelsOf) -> None:

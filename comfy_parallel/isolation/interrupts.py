@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from comfy_parallel.core.scope import current_scope
+from comfy_parallel.slots.askers import meant_by
 from comfy_parallel.slots.slot import Run, current_runs, current_slot, slots
 
 
 def request_interrupt() -> int:
     """Interrupt what the caller means and return how many running jobs that is.
 
-    Inside a slot: its own job. In a request: the job or the slot the request names. Else: every running job.
+    Inside a slot: its own job. In a request: the job that the request names, else those of whoever asks, on the slot
+    that it names or on all. Else: every running job.
     """
     runs = _meant_runs()
     for run in runs:
         run.interrupted = True
+    current_scope().note_interrupted(run.prompt_id for run in runs)
     return len(runs)
 
 
@@ -56,4 +59,4 @@ def _meant_runs() -> list[Run]:
     scope = current_scope()
     if scope.prompt_id is not None:
         return [run for run in current_runs() if run.prompt_id == scope.prompt_id]
-    return [run for other in slots() if scope.covers(other.index) and (run := other.run) is not None]
+    return meant_by(scope, [run for other in slots() if scope.covers(other.index) and (run := other.run) is not None])

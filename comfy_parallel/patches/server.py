@@ -14,6 +14,7 @@ from comfy_parallel.patching.engine import Addition, Patch
 from comfy_parallel.slots import pool
 from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
 
+_ENDS = frozenset(("execution_success", "execution_error", "execution_interrupted"))
 _HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this thread next lets go of the interpreter.
 
 
@@ -82,11 +83,19 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
                 slot.run.sight.note(event, data)
             if isinstance(data, dict) and "prompt_id" in data:
                 data = {**data, "gpu_id": slot.index}
-        original(self, event, data, sid, *args, **kwargs)
+        send = functools.partial(original, self, event, data, sid, *args, **kwargs)
+        if event in _ENDS and slot is not None and (run := slot.run) is not None and _is_of(data, run.prompt_id):
+            run.at_end.append(send)  # Who hears that a job has ended may look into the history at once.
+            return
+        send()
         if slot is not None and event == "execution_start":
             time.sleep(_HAND_OVER_S)
 
     return send_sync
+
+
+def _is_of(data: Any, prompt_id: Any) -> bool:
+    return isinstance(data, dict) and data.get("prompt_id") == prompt_id
 
 
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:

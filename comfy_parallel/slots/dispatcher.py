@@ -9,14 +9,27 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from comfy_parallel.config import Policy
 from comfy_parallel.core import schedule
+from comfy_parallel.core.fairness import FairShare
 from comfy_parallel.core.scope import SETTLED_FIELD
 from comfy_parallel.core.states import SlotEvent, SlotState
-from comfy_parallel.slots.items import QueueItem, as_queued, is_item, view_of
-from comfy_parallel.slots.slot import Run, Slot, current_slot
+from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is_item, priority_of, view_of
+from comfy_parallel.slots.slot import Run, Slot
+
+
+class Asker(NamedTuple):
+    """Who submits a job: as `Scope.peer`, `Scope.party` and `Scope.is_in_turn`."""
+
+    peer: str | None = None
+    party: Any = None
+    is_in_turn: bool = False
+
+
+NOBODY = Asker()
 
 
 class Desk:
@@ -45,6 +58,10 @@ class Desk:
         return self.slot.last_client_id
 
     @property
+    def models(self) -> frozenset[str]:
+        return self.slot.models
+
+    @property
     def is_alone(self) -> bool:
         """Whether the slot runs, or is about to run, a job that runs alone."""
         run = self.slot.run
@@ -69,8 +86,8 @@ class Dispatcher:
         self.is_started = False  # The slots' workers have been started.
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
-        self.job_begins: Callable[[], None] = lambda: None  # both are called in the job's slot, on its worker's thread
-        self.job_ends: Callable[[], None] = lambda: None
+        self.policy = Policy()
+        self._fair_share = FairShare()
         self._owners: dict[int, Desk] = {}
         self._waits_alone = False  # A job that runs alone may be among those that wait.
         self._arrivals = itertools.count()
@@ -82,16 +99,21 @@ class Dispatcher:
 
     # Filling.
 
-    def put(self, item: Any, target: int | None) -> None:
+    def put(self, item: Any, target: int | None, asker: Asker = NOBODY) -> None:
         """Let a job wait for one slot, or for whichever is to take it when `target` is None."""
         queued = QueueItem(item)
         queued.target, queued.queued_at = target, time.monotonic()
         queued.arrival = next(self._arrivals)
+        queued.priority, queued.peer = priority_of(item), asker.peer
+        queued.most_at_once = self.policy.most_at_once(client_order_of(item))
+        if asker.is_in_turn and self.policy.fair_by != "off":
+            queued.party = asker.party
+            queued.place = self._fair_share.place(asker.party, item[0], is_idle=not self.waiting)
         heapq.heappush(self.waiting, queued)
         self._waits_alone = self._waits_alone or queued.is_alone
         if any(desk.has_declined for desk in self.desks):
             self.wake_all()
-        elif self._waits_alone:
+        elif self._waits_alone or queued.most_at_once == 1:
             self.dispatch()
         elif (desk := schedule.slot_for(queued, self.desks, self._under_way())) is not None:
             self._give(desk, queued)
@@ -100,14 +122,24 @@ class Dispatcher:
         """Give jobs to slots until no waiting job can start."""
         while start := self._next_start():
             position, desk = start
+            if position:
+                self._note_overtaken(desk)
             self._give(desk, self._known(position))
+
+    def _note_overtaken(self, desk: Desk) -> None:
+        """The first waiting job, if this slot could have taken it, was overtaken."""
+        first = self._known(0)
+        if isinstance(first, QueueItem) and first.target in (None, desk.index) and not self._is_given(first):
+            first.passed += 1
 
     def _next_start(self) -> tuple[int, Desk] | None:
         last = None
         if self._waits_alone:
             self._waits_alone = any(view_of(item).is_alone for item in self.waiting)
             last = schedule.first_alone(self.waiting, view_of, self.desks, self._is_given)
-        return schedule.first_start(self.waiting, view_of, self.desks, self._under_way(), self._is_given, last)
+        affinity = self.policy.affinity if len(self.desks) > 1 else 0
+        under_way = self._under_way()
+        return schedule.first_start(self.waiting, view_of, self.desks, under_way, self._is_given, last, affinity)
 
     def wake_all(self) -> None:
         """Have every slot's worker look again, also those that have declined a job."""
@@ -133,10 +165,11 @@ class Dispatcher:
     def _is_given(self, item: Any) -> bool:
         return any(item is desk.given for desk in self.desks)
 
-    def _under_way(self) -> list[Any]:
-        """The ids of the jobs that slots run or are about to."""
+    def _under_way(self) -> schedule.UnderWay:
+        """The jobs that slots run or are about to."""
         jobs = [desk.slot.run or view_of(desk.given) for desk in self.desks if desk.slot.run or desk.given is not None]
-        return [job.prompt_id for job in jobs if job.prompt_id is not None]
+        prompt_ids = [job.prompt_id for job in jobs if job.prompt_id is not None]
+        return schedule.UnderWay(prompt_ids, [job.client_id for job in jobs])
 
     # Taking.
 
@@ -203,9 +236,12 @@ class Dispatcher:
             desk.slot.change(SlotEvent.TAKE)
             view = view_of(item)
             desk.slot.begin_run(
-                Run(view.prompt_id, view.client_id, is_alone=view.is_alone),
+                Run(view.prompt_id, view.client_id, view.peer, is_alone=view.is_alone, party=view.party),
                 time.monotonic() - queued_at if queued_at else 0.0,
             )
+            desk.slot.models = view.models or desk.slot.models
+            if view.place is not None:
+                self._fair_share.started(view.place)
         self.running[item_id], self._owners[item_id] = item, desk
         desk.taken.append(item_id)
 
@@ -257,7 +293,9 @@ class Dispatcher:
         """The job with this number has ended with this status; its slot is about to come back."""
         desk = self._owners[item_id]
         self._drop(item_id)
-        if desk.slot.run is not None:
+        if (run := desk.slot.run) is not None:
+            if run.party is not None:
+                self._fair_share.ended(run.party, time.monotonic() - run.started_at)
             desk.slot.end_run(status)
             desk.slot.change(SlotEvent.END)
             self.dispatch()  # Another job of the same id may have waited for this one.
@@ -297,6 +335,22 @@ class Dispatcher:
                 self._withdraw(desk)
         self.dispatch()
 
+    def change_waiting(self, prompt_id: str, change: Callable[[QueueItem], None]) -> list[QueueItem]:
+        """Have `change` done to the waiting jobs of this id; returns these."""
+        items = [self._known(place) for place, item in enumerate(self.waiting) if view_of(item).prompt_id == prompt_id]
+        taken = [
+            desk.given for desk in self.desks if not desk.inbox
+        ]  # Their workers have them, and are about to run them.
+        items = [item for item in items if not any(item is one for one in taken)]
+        for item in items:
+            for desk in self.desks:
+                if desk.given is item:
+                    self._withdraw(desk)
+            change(item)
+        heapq.heapify(self.waiting)
+        self.dispatch()
+        return items
+
     def discard(self, position: int) -> None:
         """Take the job at this position out of those that wait."""
         item = self.waiting[position]
@@ -323,51 +377,3 @@ class Dispatcher:
             self.waiting[position] = last
             heapq._siftup(self.waiting, position)  # type: ignore[attr-defined]
             heapq._siftdown(self.waiting, 0, position)  # type: ignore[attr-defined]
-
-
-class RunningJobs(MutableMapping[int, Any]):
-    """What runs, as the host's queue shows it: by number. Inside a slot only what that slot runs, as on a server
-    with one worker; a job that is set there is taken by that slot."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-
-    def _shown(self) -> dict[int, Any]:
-        slot = current_slot()
-        if slot is None:
-            return self._dispatcher.running
-        return self._dispatcher.running_of(self._dispatcher.desks[slot.index])
-
-    def __getitem__(self, item_id: int) -> Any:
-        with self._dispatcher.mutex:
-            return self._shown()[item_id]
-
-    def __setitem__(self, item_id: int, item: Any) -> None:
-        slot = current_slot()
-        with self._dispatcher.mutex:
-            if slot is None:
-                self._dispatcher.running[item_id] = item
-            else:
-                self._dispatcher.take(self._dispatcher.desks[slot.index], item_id, item)
-
-    def __delitem__(self, item_id: int) -> None:
-        with self._dispatcher.mutex:
-            del self._dispatcher.running[item_id]
-
-    def __iter__(self) -> Iterator[int]:
-        with self._dispatcher.mutex:
-            return iter(list(self._shown()))
-
-    def __len__(self) -> int:
-        with self._dispatcher.mutex:
-            return len(self._shown())
-
-    def values(self) -> ValuesView[Any]:
-        """As they are now: the jobs go on while somebody reads."""
-        with self._dispatcher.mutex:
-            return dict(self._shown()).values()
-
-    def items(self) -> ItemsView[int, Any]:
-        """As `values`."""
-        with self._dispatcher.mutex:
-            return dict(self._shown()).items()

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from comfy_parallel.config import CLIENT_ORDERS, MOST_PRIORITY
 from comfy_parallel.core.scope import body_target
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.slots.slot import slots
@@ -27,11 +28,21 @@ def when_to_run_alone(runs_alone: Callable[[Any], bool] | None) -> None:
 
 
 class QueueItem(tuple[Any, ...]):
-    """A host queue item that knows when it came and where it may run. Order: the host's number, then arrival."""
+    """A host queue item that knows when it came and where it may run.
+
+    Order: the priority, the higher first; then its place, which is the host's number unless shares are fair; then
+    arrival. `peer` and `party` are as in a `Run`.
+    """
 
     arrival: int = -1
     target: int | None = None
     queued_at: float = 0.0
+    priority: int = 0
+    place: float | None = None  # in the queue, if it is not the host's number
+    most_at_once: int | None = None  # of its client's jobs
+    passed: int = 0  # how many jobs have overtaken it
+    peer: str | None = None
+    party: Any = None
 
     @property
     def prompt_id(self) -> Any:
@@ -59,6 +70,10 @@ class QueueItem(tuple[Any, ...]):
             text = self.__dict__["_json"] = _encode(self[:SENSITIVE])
         return text
 
+    def forget_json(self) -> None:
+        """It was changed, so `json` is to be made anew."""
+        self.__dict__.pop("_json", None)
+
     def deep_copy(self) -> QueueItem:
         """As `copy.deepcopy`, which is slow for what is no plain tuple."""
         try:
@@ -69,22 +84,55 @@ class QueueItem(tuple[Any, ...]):
         copied.__dict__.pop("_json", None)
         return copied
 
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of the weight files that it reads, as its nodes name them; looked up once."""
+        known: frozenset[str] | None = self.__dict__.get("_models")
+        if known is None:
+            known = self.__dict__["_models"] = model_names(self[2])
+        return known
+
+    @property
+    def standing(self) -> tuple[int, bool]:
+        """Jobs are overtaken only by jobs of the same one: its priority, and whether it was sent to the front."""
+        return self.priority, self[0] < 0
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        return -self.priority, self[0] if self.place is None else self.place, self.arrival
+
     def __lt__(self, other: Any) -> bool:
-        if self[0] != other[0]:
-            return bool(self[0] < other[0])
-        return self.arrival < getattr(other, "arrival", -1)
+        return bool(self.order < order_of(other))
 
     def __gt__(self, other: Any) -> bool:
-        if self[0] != other[0]:
-            return bool(self[0] > other[0])
-        return self.arrival > getattr(other, "arrival", -1)
+        return bool(self.order > order_of(other))
+
+
+def order_of(item: Any) -> tuple[Any, ...]:
+    """What items are compared by; a node pack's own is a plain tuple that begins with a number."""
+    return item.order if type(item) is QueueItem else (0, item[0], -1)
+
+
+_WEIGHT_FILE = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf")
+
+
+def model_names(workflow: Any) -> frozenset[str]:
+    """The names of weight files among the inputs of a workflow's nodes."""
+    if not isinstance(workflow, dict):
+        return frozenset()
+    nodes = [node.get("inputs") for node in workflow.values() if isinstance(node, dict)]
+    values = [value for inputs in nodes if isinstance(inputs, dict) for value in inputs.values()]
+    return frozenset(value for value in values if type(value) is str and value.lower().endswith(_WEIGHT_FILE))
 
 
 class UnknownItem:
     """What a node pack queued in a shape of its own: any slot may take it, and it shows its job when it runs."""
 
-    prompt_id = client_id = target = None
+    prompt_id = client_id = target = most_at_once = None
     is_alone = False
+    models: frozenset[str] = frozenset()
+    standing = peer = party = place = None
+    passed = 0
 
 
 _UNKNOWN = UnknownItem()
@@ -106,7 +154,20 @@ def as_queued(item: Any) -> QueueItem:
     except BadRequest:
         target = None
     queued.target = target if isinstance(target, int) else None
+    queued.priority = priority_of(item)
     return queued
+
+
+def priority_of(item: Any) -> int:
+    """What an item's `extra_data` says, 0 when nothing that can be used."""
+    priority = item[3].get("priority") if is_item(item) and isinstance(item[3], dict) else None
+    return priority if type(priority) is int and abs(priority) <= MOST_PRIORITY else 0
+
+
+def client_order_of(item: Any) -> str | None:
+    """The order that an item asks for its client's jobs; None for the server's."""
+    order = item[3].get("client_order") if is_item(item) and isinstance(item[3], dict) else None
+    return order if order in CLIENT_ORDERS else None
 
 
 def named_target(item: Any) -> int | str | None:

@@ -15,9 +15,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from comfy_parallel.core import scope
+from comfy_parallel.errors import QueueFull
+from comfy_parallel.slots.askers import asker_of
 from comfy_parallel.slots.closing import Closing
-from comfy_parallel.slots.dispatcher import Desk, Dispatcher, RunningJobs
-from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, view_of
+from comfy_parallel.slots.dispatcher import Desk, Dispatcher
+from comfy_parallel.slots.items import QueueItem, QuickStatus, client_of, is_item, named_target, order_of, view_of
+from comfy_parallel.slots.running_jobs import RunningJobs
 from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
 from comfy_parallel.slots.slot_queue import SlotQueue, through
 
@@ -84,9 +87,8 @@ class FrontQueue:
     task_counter = _Shared()
     default_slot = _Shared()
     between_jobs = _Shared()
-    job_begins = _Shared()
-    job_ends = _Shared()
     is_started = _Shared()
+    policy = _Shared()
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -121,6 +123,7 @@ class FrontQueue:
 
         Raises:
             Draining: when a client's request brought it, and no slot that it may go to takes new jobs.
+            QueueFull: when a client's request brought it, and as many wait as may.
         """
         if is_item(item) and isinstance(item[3], dict):
             item[3].pop(scope.SETTLED_FIELD, None)
@@ -129,8 +132,22 @@ class FrontQueue:
         with self.mutex:
             if scope.is_of_request():
                 self.closing.check(target)
-            self._dispatcher.put(item, target)
+                self._check_room(item)
+            self._dispatcher.put(item, target, asker_of(scope.current_scope(), item))
             self.server.queue_updated()
+
+    def _check_room(self, item: Any) -> None:
+        waiting, policy = self._dispatcher.waiting, self._dispatcher.policy
+        if policy.max_waiting is not None and len(waiting) >= policy.max_waiting:
+            raise QueueFull(f"{len(waiting)} jobs wait, as many as this server takes", "COMFY_PARALLEL_MAX_WAITING")
+        if policy.max_waiting_per_client is None or (client := client_of(item)) is None:
+            return
+        count = sum(view_of(one).client_id == client for one in waiting)
+        if count >= policy.max_waiting_per_client:
+            raise QueueFull(
+                f"{count} jobs of this client wait, as many as a client may have",
+                "COMFY_PARALLEL_MAX_WAITING_PER_CLIENT",
+            )
 
     def host_item(
         self, number: float, prompt_id: str, prompt: Any, extra_data: dict[str, Any], outputs: list[str]
@@ -252,7 +269,7 @@ class FrontQueue:
         with self.mutex:
             running = [queue.running_items() for queue in self.slot_queues]
             waiting = [item for item in self._dispatcher.waiting if is_item(item)]
-        waiting.sort(key=lambda item: (item[0], getattr(item, "arrival", -1)))
+        waiting.sort(key=order_of)
         pending: list[list[Any]] = [[] for _ in running]
         unassigned: list[Any] = []
         for item in waiting:
@@ -292,6 +309,33 @@ class FrontQueue:
         return self.gpu_ids([prompt_id])[prompt_id]
 
     # Changing what waits.
+
+    def change_waiting(
+        self, prompt_id: str, target: int | str | None = None, priority: int | None = None
+    ) -> list[QueueItem]:
+        """Have the waiting jobs of this id wait for another slot (any with `scope.AUTO`), or with another priority.
+
+        Returns these jobs; none when none waits. What is None stays.
+
+        Raises:
+            Draining: when that slot takes no new jobs.
+        """
+
+        def change(item: QueueItem) -> None:
+            if target is not None:
+                item.target = target if isinstance(target, int) else None
+                item[3]["gpu_id"], item[3][scope.SETTLED_FIELD] = item.target, target
+            if priority is not None:
+                item.priority = item[3]["priority"] = priority
+            item.forget_json()
+
+        with self.mutex:
+            if target is not None:
+                self.closing.check(target)
+            changed = self._dispatcher.change_waiting(prompt_id, change)
+        if changed:
+            self.server.queue_updated()
+        return changed
 
     def wipe_queue(self) -> None:
         slot = scope.current_scope().slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from comfy_parallel.core.series import Series
 from comfy_parallel.core.states import SlotEvent, SlotState, next_state
 from comfy_parallel.slots.sight import Sight
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
@@ -23,13 +26,20 @@ RECENT = 30  # ended jobs that a slot remembers
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One execution of one job on a slot; it carries the interrupt flag, so a flag cannot outlive its job."""
+    """One execution of one job on a slot; it carries the interrupt flag, so a flag cannot outlive its job.
+
+    `peer`: who sent it, as `Scope.peer`; `party`: who it counts for among those who share fairly. `at_end` is done when
+    the job is in the history.
+    """
 
     prompt_id: str
     client_id: Any = None
+    peer: str | None = None
     interrupted: bool = False
     started: bool = False
     is_alone: bool = False
+    party: Any = None
+    at_end: list[Callable[[], None]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     sight: Sight = field(default_factory=Sight)
@@ -79,6 +89,7 @@ class Slot:
         self.state = SlotState.STARTING
         self.is_recording = False
         self.last_client_id: Any = _NOBODY
+        self.models: frozenset[str] = frozenset()  # the weight files of the last job that had any
         self.stats = SlotStats()
         self.values: dict[SlotLocal[Any], Any] = {}
 
@@ -115,7 +126,15 @@ class Slot:
         setattr(self.stats, outcome, getattr(self.stats, outcome) + 1)
         if self.run is not None:
             self._note_end(self.run, outcome)
-        self.run = None
+        ended, self.run = self.run, None
+        for act in ended.at_end if ended is not None else ():
+            self._do(act)
+
+    def _do(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:  # What nodes have put around the server's methods may fail; the job has ended all the same.
+            logger.exception("%s: a client was not told of a job's end", self.name)
 
     def _note_end(self, run: Run, outcome: str) -> None:
         now = time.monotonic()

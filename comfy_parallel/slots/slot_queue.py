@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
-from comfy_parallel.slots import own_names, switches
+from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher
 from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item, view_of
 from comfy_parallel.slots.slot import entered
@@ -57,6 +57,8 @@ class SlotQueue:
 
     def get(self, timeout: float | None = None) -> Any:
         """The next job of this slot and its number; None after `timeout` seconds or when flags are to be handled."""
+        if self._was_freed:
+            garbage.collect()
         self.front.between_jobs(self._was_freed)
         self._was_freed = False
         with self.mutex:
@@ -71,7 +73,6 @@ class SlotQueue:
         if taken is not None:
             with entered(self.slot):
                 own_names.begin_job(taken[0][2] if is_item(taken[0]) else None)
-                self.front.job_begins()
         return taken
 
     def _note(self, taken: Any) -> None:
@@ -93,7 +94,6 @@ class SlotQueue:
         prompt_id = None if self.slot.run is None else self.slot.run.prompt_id
         with entered(self.slot):
             switches.end_job()
-            self.front.job_ends()
             self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
@@ -112,6 +112,8 @@ class SlotQueue:
         with entered(self.slot):
             flags: dict[str, Any] = self.hosts_queue.get_flags(reset)
         self._was_freed = self._was_freed or bool(flags.get("free_memory"))
+        if flags:
+            self.slot.models = frozenset()
         return flags
 
     def interrupt_if_running(self, prompt_id: str) -> bool:

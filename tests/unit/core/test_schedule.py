@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel.core.schedule import first_alone, first_start, slot_for
+from comfy_parallel.core.schedule import UnderWay, first_alone, first_start, slot_for
 from comfy_parallel.core.states import SlotState
 
 S = SlotState
@@ -24,6 +24,10 @@ class Job:
     client_id: Any = "client"
     target: int | None = None
     is_alone: bool = False
+    most_at_once: int | None = None
+    models: frozenset[str] = frozenset()
+    standing: Any = 0
+    passed: int = 0
 
 
 @dataclass
@@ -34,6 +38,7 @@ class OneSlot:
     state: SlotState = S.IDLE
     last_client_id: Any = "nobody"
     is_alone: bool = False
+    models: frozenset[str] = frozenset()
 
 
 def slots(*states: SlotState, last: dict[int, Any] | None = None) -> list[OneSlot]:
@@ -41,7 +46,11 @@ def slots(*states: SlotState, last: dict[int, Any] | None = None) -> list[OneSlo
 
 
 def start(
-    jobs: list[Job], all_slots: list[OneSlot], under_way: tuple[str, ...] = (), given: tuple[Job, ...] = ()
+    jobs: list[Job],
+    all_slots: list[OneSlot],
+    under_way: tuple[str, ...] = (),
+    given: tuple[Job, ...] = (),
+    affinity: int = 0,
 ) -> Any:
     """The number of the job that starts next, and its slot's."""
     heapq.heapify(jobs)
@@ -50,7 +59,8 @@ def start(
         return any(job is one for one in given)
 
     last = first_alone(jobs, lambda job: job, all_slots, is_given)
-    found = first_start(jobs, lambda job: job, all_slots, under_way, is_given, last)
+    way = UnderWay(under_way, under_way)  # Each of these jobs is of a client of its own name.
+    found = first_start(jobs, lambda job: job, all_slots, way, is_given, last, affinity)
     return None if found is None else (jobs[found[0]].number, found[1].index)
 
 
@@ -129,7 +139,7 @@ def test_it_is_quick_although_ten_thousand_jobs_wait_for_a_busy_slot() -> None:
 @pytest.mark.parametrize("state", [S.OFFERED, S.RUNNING, S.DRAINING])
 def test_a_job_that_runs_alone_waits_until_the_other_slots_have_drained(state: SlotState) -> None:
     job = Job(0, is_alone=True)
-    assert slot_for(job, slots(S.IDLE, state), ("other",)) is None
+    assert slot_for(job, slots(S.IDLE, state), UnderWay(("other",), ("other",))) is None
     assert slot_for(job, slots(S.IDLE, S.RETURNING)).index == 0  # type: ignore[union-attr]
 
 
@@ -160,3 +170,89 @@ def test_nobody_waits_for_one_whose_slot_takes_no_jobs(state: SlotState) -> None
 
 def test_the_host_s_number_goes_before_a_wait_to_run_alone() -> None:
     assert start([Job(2, is_alone=True), Job(1)], slots(S.IDLE, S.RUNNING), ("other",)) == (1, 0)
+
+
+# Models.
+
+A, B = frozenset({"a.safetensors"}), frozenset({"b.safetensors"})
+
+
+def holding(*models: frozenset[str], states: tuple[SlotState, ...] = ()) -> list[OneSlot]:
+    made = slots(*(states or (S.IDLE,) * len(models)))
+    for slot, held in zip(made, models, strict=True):
+        slot.models = held
+    return made
+
+
+def chosen(job: Job, all_slots: list[OneSlot]) -> int | None:
+    slot = slot_for(job, all_slots)
+    return None if slot is None else slot.index
+
+
+def test_a_job_goes_where_its_models_are() -> None:
+    assert chosen(Job(1, models=B), holding(A, B)) == 1
+    assert chosen(Job(1, models=A | B), holding(A, A | B)) == 1
+    assert chosen(Job(1, models=A | B), holding(A, B)) == 0, "half of them is no reason"
+    assert chosen(Job(1), holding(A, frozenset())) == 0, "a job without models has no preference"
+
+
+def test_models_count_more_than_the_clients_last_job() -> None:
+    both = holding(A, B)
+    both[0].last_client_id = "client"
+    assert chosen(Job(1, models=B), both) == 1
+    both[0].state = S.RETURNING
+    assert chosen(Job(1, models=B), both) == 1
+    assert chosen(Job(1, models=A), both) is None, "it waits for the slot that comes back with both"
+
+
+def test_a_job_overtakes_one_whose_models_the_slot_does_not_hold() -> None:
+    jobs = [Job(1, models=A), Job(2, models=A), Job(3, models=B), Job(4, models=B)]
+    busy = holding(A, B, states=(S.RUNNING, S.IDLE))
+    assert start(jobs, busy, ("other",), affinity=1) == (3, 1)
+    assert start(jobs, busy, ("other",)) == (1, 1)
+    jobs[0].passed = 1
+    assert start(jobs, busy, ("other",), affinity=1) == (1, 1), "no more often than allowed"
+
+
+@pytest.mark.parametrize(
+    "kept_back",
+    [
+        Job(2, models=B, standing=1),
+        Job(2, models=B, target=0),
+        Job(2, models=B, prompt_id="other"),
+        Job(2, models=B, is_alone=True),
+        Job(2, models=B, most_at_once=1),
+        Job(2),
+    ],
+)
+def test_what_overtakes_may_start_there_itself(kept_back: Job) -> None:
+    busy = holding(A, B, states=(S.RUNNING, S.IDLE))
+    assert start([Job(1, models=A), kept_back], busy, ("other",), affinity=8) == (1, 1)
+
+
+def test_only_the_next_jobs_overtake() -> None:
+    far = [*(Job(number, models=A) for number in range(40)), Job(40, models=B)]
+    busy = holding(A, B, states=(S.RUNNING, S.IDLE))
+    assert start(far, busy, ("other",), affinity=8) == (0, 1)
+    assert start(far[20:], busy, ("other",), affinity=8) == (40, 1)
+
+
+# The order of one client's jobs.
+
+
+def test_a_client_runs_no_more_jobs_than_it_may() -> None:
+    one = [Job(1, client_id="a", most_at_once=2), Job(2, client_id="b")]
+    assert start(one, slots(S.IDLE, S.RUNNING), ("a",)) == (1, 0)
+    assert slot_for(one[0], slots(S.IDLE), UnderWay(("x", "y"), ("a", "a"))) is None
+    assert slot_for(one[1], slots(S.IDLE), UnderWay(("x", "y"), ("a", "a"))) is not None
+
+
+def test_jobs_in_order_do_not_overtake_each_other() -> None:
+    bound_first = [Job(1, client_id="a", target=1, most_at_once=1), Job(2, client_id="a", most_at_once=1)]
+    assert start(bound_first, slots(S.IDLE, S.RUNNING), ("other",)) is None
+    assert start(bound_first, slots(S.IDLE, S.IDLE)) == (1, 1)
+
+
+def test_jobs_of_nobody_have_no_order() -> None:
+    jobs = [Job(1, client_id=None, target=1, most_at_once=1), Job(2, client_id=None, most_at_once=1)]
+    assert start(jobs, slots(S.IDLE, S.RUNNING), ("other",)) == (2, 0)
