@@ -14,6 +14,7 @@ from comfy_parallel.core import limits
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, dynamic_vram, facts
+from comfy_parallel.isolation import process_state
 from comfy_parallel.isolation.packs import loader, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.nodes import registry
@@ -145,6 +146,8 @@ def _complete_server(server: Any) -> None:
         _exit(error)
     _share_weights(front)
     own_names.tell_node_by(lambda: server.last_node_id)
+    watch = process_state.job_watch(server.loop.call_soon_threadsafe)
+    front.job_begins, front.job_ends = watch.begin, watch.end
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))

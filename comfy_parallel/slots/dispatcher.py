@@ -86,6 +86,8 @@ class Dispatcher:
         self.is_started = False  # The slots' workers have been started.
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
+        self.job_begins: Callable[[], None] = lambda: None  # both are called in the job's slot, on its worker's thread
+        self.job_ends: Callable[[], None] = lambda: None
         self.policy = Policy()
         self._fair_share = FairShare()
         self._owners: dict[int, Desk] = {}

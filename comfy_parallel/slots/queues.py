@@ -87,6 +87,8 @@ class FrontQueue:
     task_counter = _Shared()
     default_slot = _Shared()
     between_jobs = _Shared()
+    job_begins = _Shared()
+    job_ends = _Shared()
     is_started = _Shared()
     policy = _Shared()
 

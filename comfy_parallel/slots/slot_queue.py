@@ -73,6 +73,7 @@ class SlotQueue:
         if taken is not None:
             with entered(self.slot):
                 own_names.begin_job(taken[0][2] if is_item(taken[0]) else None)
+                self.front.job_begins()
         return taken
 
     def _note(self, taken: Any) -> None:
@@ -94,6 +95,7 @@ class SlotQueue:
         prompt_id = None if self.slot.run is None else self.slot.run.prompt_id
         with entered(self.slot):
             switches.end_job()
+            self.front.job_ends()
             self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
