@@ -1,5 +1,5 @@
 """ComfyUI imports this folder as a custom node; prestartup_script.py has installed what it does."""
 
-from comfy_parallel.install import device_nodes
+from comfy_parallel.install import own_nodes
 
-NODE_CLASS_MAPPINGS = device_nodes()
+NODE_CLASS_MAPPINGS = own_nodes()

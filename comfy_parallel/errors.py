@@ -23,6 +23,14 @@ class AllocationError(ComfyParallelError):
     """What says how a model is spread over devices cannot be understood or kept."""
 
 
+class NodeInputError(ComfyParallelError):
+    """An input of one of our nodes has a value that it cannot use."""
+
+
+class ShareLost(ComfyParallelError):
+    """A participant's share of a job was computed and gave nothing to the node that collects."""
+
+
 class WeightsLost(ComfyParallelError):
     """A weight file was overwritten while a job used it, and its old bytes could not be kept."""
 

@@ -18,6 +18,7 @@ from comfy_parallel.isolation import process_state
 from comfy_parallel.isolation.packs import loader, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.nodes import registry
+from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
@@ -29,7 +30,8 @@ from comfy_parallel.weights.files import ram
 
 logger = logging.getLogger(__name__)
 
-_DEVICE_NODES = "device nodes"  # The feature of the patches that these need.
+_DEVICE_NODES = "device nodes"  # The features of the patches that our nodes need.
+_FAN_OUT = "one workflow over all slots"
 
 _config = Config()
 _patches: PatchSet | None = None
@@ -117,11 +119,17 @@ def uninstall() -> None:
     _end_search()
 
 
-def device_nodes() -> dict[str, type]:
-    """The nodes that choose devices, made of the loaders that the host has loaded so far; none while we are off."""
-    if _patches is None or _DEVICE_NODES not in _patches.features():
+def own_nodes() -> dict[str, type]:
+    """Our nodes, some of them made of the loaders that the host has loaded so far; none while we are off."""
+    if _patches is None:
         return {}
-    return registry.nodes(facts.node_classes(), facts.device_type(), facts.pack_folders())
+    features, known, folders = _patches.features(), facts.node_classes(), facts.pack_folders()
+    made: dict[str, type] = {}
+    if _DEVICE_NODES in features:
+        made.update(registry.nodes(known, facts.device_type(), folders))
+    if _FAN_OUT in features:
+        made.update(parallel_registry.nodes(known, folders, facts.raise_if_interrupted))
+    return made
 
 
 def _complete_server(server: Any) -> None:
@@ -175,7 +183,7 @@ def _take_over(server: Any) -> None:
             _take_away()
         set_slots(slots()[:1])
         del front.slot_queues[1:]
-    facts.add_nodes(device_nodes())  # Of packs that were loaded after ours.
+    facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     _judge_packs()
     if _config.drain_s:
         _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())

@@ -75,6 +75,13 @@ def node_classes() -> dict[str, type]:
     return dict(nodes.NODE_CLASS_MAPPINGS)
 
 
+def raise_if_interrupted() -> None:
+    """End the calling slot's job here, as the host does, if it is to stop."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 def add_nodes(classes: dict[str, type]) -> None:
     """Make node classes known to the host."""
     import nodes

@@ -12,8 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from comfy_parallel.http.health import Answers, answers_of
-from comfy_parallel.slots.queues import Snapshot
 from comfy_parallel.slots.slot import slots
+from comfy_parallel.slots.snapshot import Snapshot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _LABELS = ["gpu_id", "device"]

@@ -15,7 +15,7 @@ from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.http import bodies, checks, jobs, log, peers, replies, routes, status
 from comfy_parallel.http.targets import header_target, settle_target
-from comfy_parallel.slots.slot import slots
+from comfy_parallel.slots.slot import Run, slots
 
 Middleware = Callable[[web.Request, bodies.Handler], Awaitable[web.StreamResponse]]
 
@@ -180,7 +180,11 @@ def _scope_of_interrupt(scope: Scope, data: dict[str, Any]) -> None:
 def _slots_of_client(client_id: str | None) -> tuple[int, ...]:
     if not client_id:
         return ()
-    return tuple(slot.index for slot in slots() if slot.run is not None and slot.run.client_id == client_id)
+    return tuple(slot.index for slot in slots() if _runs_for(slot.run, client_id))
+
+
+def _runs_for(run: Run | None, client_id: str) -> bool:
+    return run is not None and run.client_id == client_id and run.share is None
 
 
 def _rule(method: str, path: str) -> Rule | None:

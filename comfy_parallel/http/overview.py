@@ -14,8 +14,8 @@ from comfy_parallel.http.health import Answers
 from comfy_parallel.http.probes import slot_state
 from comfy_parallel.http.status import ModelsOf, slot_metrics
 from comfy_parallel.slots.items import view_of
-from comfy_parallel.slots.queues import Snapshot
 from comfy_parallel.slots.slot import Ended, Slot
+from comfy_parallel.slots.snapshot import Snapshot
 
 WAITING_SHOWN = 100
 RECENT_SHOWN = 30

@@ -8,8 +8,8 @@ from typing import Any
 
 from comfy_parallel.http.health import Answers
 from comfy_parallel.slots.items import SENSITIVE, QueueItem
-from comfy_parallel.slots.queues import Snapshot
 from comfy_parallel.slots.slot import Slot
+from comfy_parallel.slots.snapshot import Snapshot
 
 ModelsOf = Callable[[Slot], list[dict[str, Any]]]
 Pieces = Iterable[str]  # of a JSON text

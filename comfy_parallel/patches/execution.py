@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from comfy_parallel.errors import HostMismatch
 from comfy_parallel.isolation import kept_outputs
+from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.sources import ModuleSource
 from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_from_call
+
+FAN_OUT = "one workflow over all slots"
 
 _METHODS = {
     "put": ("self", "item"),
@@ -56,5 +59,21 @@ PATCHES: tuple[Patch, ...] = (
         params=("self", "prompt", "prompt_id"),
         why="A job that loads files ahead would cost its slot all that is cached there.",
         until="the host can run a job beside its cache",
+    ),
+    Patch(
+        target="execution:PromptExecutor.execute",
+        wrap=fan_out.fanning_out,
+        params=("self", "prompt", "prompt_id", "extra_data", "execute_outputs"),
+        why="A job with a collector is computed by all slots; its shares begin and end with it.",
+        until="the host can share out a job",
+        feature=FAN_OUT,
+    ),
+    Patch(
+        target="execution:PromptExecutor.add_message",
+        wrap=fan_out.starting_shares,
+        params=("self", "event", "data"),
+        why="Shares are queued once it is known that the job's collectors are not cached.",
+        until="the host can share out a job",
+        feature=FAN_OUT,
     ),
 )

@@ -78,13 +78,17 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
         if event == "status" and not self.sockets:
             return  # Sent for every job that is queued or ends; a client that connects is told the state anyway.
         slot = current_slot()
-        if slot is not None:
-            if slot.run is not None:
-                slot.run.sight.note(event, data)
-            if isinstance(data, dict) and "prompt_id" in data:
-                data = {**data, "gpu_id": slot.index}
+        run = None if slot is None else slot.run
+        if run is not None:
+            run.sight.note(event, data)
+        if run is not None and run.share is not None:
+            data = run.share.told(event, data, slot.index)
+            if data is None:
+                return
+        elif slot is not None and isinstance(data, dict) and "prompt_id" in data:
+            data = {**data, "gpu_id": slot.index}
         send = functools.partial(original, self, event, data, sid, *args, **kwargs)
-        if event in _ENDS and slot is not None and (run := slot.run) is not None and _is_of(data, run.prompt_id):
+        if event in _ENDS and run is not None and _is_of(data, run.prompt_id):
             run.at_end.append(send)  # Who hears that a job has ended may look into the history at once.
             return
         send()

@@ -82,6 +82,7 @@ class Dispatcher:
         self.running: dict[int, Any] = {}
         self.desks: list[Desk] = []
         self.history: dict[str, Any] = {}
+        self.shares: set[Any] = set()  # The ids of those, waiting or running, that are shares of another job.
         self.task_counter = 0
         self.is_started = False  # The slots' workers have been started.
         self.default_slot: int | None = None
@@ -105,12 +106,16 @@ class Dispatcher:
         """Let a job wait for one slot, or for whichever is to take it when `target` is None."""
         queued = QueueItem(item)
         queued.target, queued.queued_at = target, time.monotonic()
-        queued.arrival = next(self._arrivals)
         queued.priority, queued.peer = priority_of(item), asker.peer
         queued.most_at_once = self.policy.most_at_once(client_order_of(item))
         if asker.is_in_turn and self.policy.fair_by != "off":
             queued.party = asker.party
             queued.place = self._fair_share.place(asker.party, item[0], is_idle=not self.waiting)
+        self.enqueue(queued)
+
+    def enqueue(self, queued: QueueItem) -> None:
+        """Let it wait, or give it to a slot at once."""
+        queued.arrival = next(self._arrivals)
         heapq.heappush(self.waiting, queued)
         self._waits_alone = self._waits_alone or queued.is_alone
         if any(desk.has_declined for desk in self.desks):
@@ -238,7 +243,7 @@ class Dispatcher:
             desk.slot.change(SlotEvent.TAKE)
             view = view_of(item)
             desk.slot.begin_run(
-                Run(view.prompt_id, view.client_id, view.peer, is_alone=view.is_alone, party=view.party),
+                Run(view.prompt_id, view.client_id, view.peer, view.share, is_alone=view.is_alone, party=view.party),
                 time.monotonic() - queued_at if queued_at else 0.0,
             )
             desk.slot.models = view.models or desk.slot.models
@@ -303,7 +308,7 @@ class Dispatcher:
             self.dispatch()  # Another job of the same id may have waited for this one.
 
     def _drop(self, item_id: int) -> None:
-        self.running.pop(item_id, None)
+        self.shares.discard(getattr(self.running.pop(item_id, None), "prompt_id", None))
         self._owners.pop(item_id, None)
 
     # Closing and opening.

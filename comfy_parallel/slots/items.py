@@ -11,6 +11,7 @@ from typing import Any
 
 from comfy_parallel.config import CLIENT_ORDERS, MOST_PRIORITY
 from comfy_parallel.core.scope import body_target
+from comfy_parallel.core.shares import Share
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.slots.slot import slots
 
@@ -43,6 +44,7 @@ class QueueItem(tuple[Any, ...]):
     passed: int = 0  # how many jobs have overtaken it
     peer: str | None = None
     party: Any = None
+    share: Share | None = None  # It is no job of a client's, but a share of one.
 
     @property
     def prompt_id(self) -> Any:
@@ -131,7 +133,7 @@ class UnknownItem:
     prompt_id = client_id = target = most_at_once = None
     is_alone = False
     models: frozenset[str] = frozenset()
-    standing = peer = party = place = None
+    standing = peer = party = place = share = None
     passed = 0
 
 

@@ -12,7 +12,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from comfy_parallel.core import scope
 from comfy_parallel.errors import QueueFull
@@ -21,21 +21,10 @@ from comfy_parallel.slots.closing import Closing
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher
 from comfy_parallel.slots.items import QueueItem, QuickStatus, client_of, is_item, named_target, order_of, view_of
 from comfy_parallel.slots.running_jobs import RunningJobs
+from comfy_parallel.slots.shares import Shares, is_share, jobs
 from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
 from comfy_parallel.slots.slot_queue import SlotQueue, through
-
-
-class Snapshot(NamedTuple):
-    """All queues at one moment. Lists by slot index; `unassigned` waits for any slot."""
-
-    running: list[list[QueueItem]]
-    pending: list[list[QueueItem]]
-    unassigned: list[QueueItem]
-
-    @property
-    def waiting_to_run_alone(self) -> list[str]:
-        """The ids of the waiting jobs that must be the only ones that run."""
-        return [item[1] for waiting in (*self.pending, self.unassigned) for item in waiting if view_of(item).is_alone]
+from comfy_parallel.slots.snapshot import Snapshot
 
 
 def build_queue_class(host_class: type, on_first_get: Callable[[Any], None]) -> type:
@@ -55,6 +44,7 @@ def build_queue_class(host_class: type, on_first_get: Callable[[Any], None]) -> 
         "_on_first_get": staticmethod(on_first_get),
         "_dispatcher": dispatcher,
         "closing": Closing(dispatcher),
+        "shares": Shares(dispatcher),
         "slot_queues": [],
     }
     return type(host_class.__name__, (FrontQueue, host_class), namespace)
@@ -81,6 +71,7 @@ class FrontQueue:
     _on_first_get: Callable[[Any], None]
     _dispatcher: Dispatcher
     closing: Closing
+    shares: Shares
     slot_queues: list[Any]
     _is_made = False
     history = _Shared()
@@ -244,6 +235,9 @@ class FrontQueue:
             kwargs["status"] = QuickStatus(kwargs["status"])
         with self.mutex:
             desk, item = self._dispatcher.owner_of(item_id), self._dispatcher.running[item_id]
+            if is_share(item):
+                self._dispatcher.end(item_id, kwargs["status"]._asdict())
+                return
             super().task_done(item_id, history_result, *args, **kwargs)
             self.finish(desk, item_id, item[1])
 
@@ -270,7 +264,7 @@ class FrontQueue:
         """What runs and waits now; waiting jobs in the order in which they will be taken."""
         with self.mutex:
             running = [queue.running_items() for queue in self.slot_queues]
-            waiting = [item for item in self._dispatcher.waiting if is_item(item)]
+            waiting = [item for item in self._dispatcher.waiting if is_item(item) and not is_share(item)]
         waiting.sort(key=order_of)
         pending: list[list[Any]] = [[] for _ in running]
         unassigned: list[Any] = []
@@ -283,9 +277,9 @@ class FrontQueue:
         slot = scope.current_scope().slot
         with self.mutex:
             if slot is None:
-                return list(self._running.values()), list(self._dispatcher.waiting)
+                return jobs(self._running.values()), jobs(self._dispatcher.waiting)
             running = self._dispatcher.running_of(self._dispatcher.desks[slot]).values()
-            return list(running), [item for item in self._dispatcher.waiting if view_of(item).target == slot]
+            return jobs(running), [item for item in self._dispatcher.waiting if view_of(item).target == slot]
 
     def get_current_queue(self) -> tuple[list[Any], list[Any]]:
         running, pending = self.get_current_queue_volatile()
@@ -293,7 +287,7 @@ class FrontQueue:
 
     def get_tasks_remaining(self) -> int:
         with self.mutex:
-            return len(self._dispatcher.waiting) + len(self._dispatcher.running)
+            return len(self._dispatcher.waiting) + len(self._dispatcher.running) - len(self._dispatcher.shares)
 
     def gpu_ids(self, prompt_ids: list[Any]) -> dict[Any, int | None]:
         """The slot that runs, ran or will run each job; None while that is open or when the job is unknown."""
@@ -344,7 +338,7 @@ class FrontQueue:
         with self.mutex:
             waiting = self._dispatcher.waiting
             self._dispatcher.replace_waiting(
-                [] if slot is None else [item for item in waiting if view_of(item).target != slot]
+                [item for item in waiting if is_share(item) or (slot is not None and view_of(item).target != slot)]
             )
             self.server.queue_updated()
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from comfy_parallel.core.histogram import Histogram
 from comfy_parallel.core.series import Series
+from comfy_parallel.core.shares import Share
 from comfy_parallel.core.states import SlotEvent, SlotState, next_state
 from comfy_parallel.slots.sight import Sight
 
@@ -35,6 +36,7 @@ class Run:
     prompt_id: str
     client_id: Any = None
     peer: str | None = None
+    share: Share | None = None
     interrupted: bool = False
     started: bool = False
     is_alone: bool = False

@@ -155,7 +155,7 @@ class SlotQueue:
 
     def _tell_client(self, item: Any, event: str, data: dict[str, Any]) -> None:
         client_id = client_of(item)
-        if client_id is not None:
+        if client_id is not None and getattr(item, "share", None) is None:
             self.server.send_sync(event, {**data, "gpu_id": self.slot.index}, client_id)
 
     def _without_secrets(self) -> dict[str, Any]:

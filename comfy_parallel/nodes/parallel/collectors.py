@@ -1,0 +1,155 @@
+"""The nodes that gather what all participants made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from comfy_parallel.core.fan_out import COLLECTOR, PARTICIPANT
+from comfy_parallel.nodes.parallel import fan_out
+from comfy_parallel.nodes.parallel.combine import combined
+from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, COUNT, HIDDEN, HIDDEN_COLLECTOR, PEERS_HIDDEN
+
+REST = "ParallelCollectorRest"
+_BALANCE = (
+    "BOOLEAN",
+    {"default": False, "tooltip": "Run the whole job on one slot, whichever is free first, instead of on all."},
+)
+Values = list[list[Any]]  # For each output the values of one participant.
+
+
+def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
+    """The classes, by the names that workflows use. `check_interrupt()` raises when the running job is to stop."""
+
+    def node(name: str, inputs: Sequence[str], **fields: Any) -> type:
+        return _collector(name, tuple(inputs), check_interrupt, **fields)
+
+    images = {"images": ("IMAGE",)}
+    return {
+        "DistributedCollector": node(
+            "DistributedCollector",
+            ("images", "audio"),
+            required=images,
+            optional={"load_balance": _BALANCE, "audio": ("AUDIO",), "participants": COUNT},
+            types=("IMAGE", "AUDIO"),
+        ),
+        "MultiGPUCollector": node(
+            "MultiGPUCollector", ("images",), required=images, optional={"participants": COUNT}, types=("IMAGE",)
+        ),
+        "DistributedListCollector": node(
+            "DistributedListCollector", ("images",), required=images, optional={}, types=("IMAGE",)
+        ),
+        "ParallelCollector": node(
+            "ParallelCollector",
+            ("value",),
+            required={"value": (ANY,)},
+            optional={"participants": COUNT},
+            types=(ANY,),
+        ),
+        REST: _rest(check_interrupt),
+    }
+
+
+def _collector(
+    name: str,
+    inputs: tuple[str, ...],
+    check_interrupt: Callable[[], None],
+    *,
+    required: dict[str, Any],
+    optional: dict[str, Any],
+    types: tuple[str, ...],
+) -> type:
+    def collect(self: Any, unique_id: Any, **given: Any) -> Any:
+        own = [list(given.get(one, [None])) for one in inputs]
+        job = fan_out.current()
+        collector = _first(given, COLLECTOR, unique_id[0])
+        if job is None or collector not in job.plan.collectors:  # The latter was made by a node while the job ran.
+            return _together([own])
+        participant = _first(given, PARTICIPANT, 0)
+        job.gathering.give(collector, participant, own)
+        return _together([own]) if participant else _gather(job, collector, collector, check_interrupt)
+
+    def input_types(cls: type) -> dict[str, Any]:
+        hidden = {**HIDDEN, **HIDDEN_COLLECTOR, **PEERS_HIDDEN, "unique_id": "UNIQUE_ID"}
+        taken = {*required, *optional}
+        return {
+            "required": required,
+            "optional": optional,
+            "hidden": {key: spec for key, spec in hidden.items() if key not in taken},
+        }
+
+    def is_changed(cls: type, /, **given: Any) -> Any:
+        """A share's collector always runs, to leave what it has; the job's when the number of shares has changed."""
+        if _first(given, PARTICIPANT, 0):
+            return math.nan
+        job = fan_out.current()
+        return 1 if job is None else job.plan.participants
+
+    fields = {
+        "COMFY_PARALLEL": True,
+        "INPUT_TYPES": classmethod(input_types),
+        "IS_CHANGED": classmethod(is_changed),
+        "INPUT_IS_LIST": True,
+        "OUTPUT_IS_LIST": (True,) * len(types),
+        "RETURN_TYPES": types,
+        "RETURN_NAMES": inputs,
+        "FUNCTION": "collect",
+        "CATEGORY": CATEGORY,
+        "DESCRIPTION": "Gathers what all participants made: the first one's in order, then the next one's.",
+        "collect": collect,
+    }
+    return type(name, (), fields)
+
+
+def _rest(check_interrupt: Callable[[], None]) -> type:
+    class ParallelCollectorRest:
+        """Goes on gathering after the job has computed another participant's share. Only collectors make it."""
+
+        RETURN_TYPES = (ANY, ANY)
+        FUNCTION = "collect"
+        CATEGORY = CATEGORY
+        DEPRECATED = True  # Front ends leave it out of their menus.
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+            return {"required": {"after": (ANY,), "collector": ("STRING", {})}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+        INPUT_IS_LIST = True
+
+        @classmethod
+        def IS_CHANGED(cls, **given: Any) -> float:  # noqa: N802 - the host's name
+            return math.nan
+
+        def collect(self, after: Any, collector: Any, unique_id: Any) -> Any:
+            job = fan_out.current()
+            if job is None:
+                raise RuntimeError("this node is made by collectors only; take it out of the workflow")
+            return _gather(job, collector[0], unique_id[0], check_interrupt)
+
+    return ParallelCollectorRest
+
+
+def _gather(job: fan_out.FanOut, collector: str, node_id: str, check_interrupt: Callable[[], None]) -> Any:
+    """What all participants made; or more nodes to run first, when a share has been begun by no slot."""
+    participant = job.gathering.next_to_compute(collector, check_interrupt)
+    if participant is None:
+        return _together(job.gathering.collected(collector))
+    prefix = f"{node_id}.{participant}:"
+    graph = job.plan.share_graph(collector, participant, prefix)
+    rest = f"{node_id}.{participant}.rest"
+    inputs = {"after": [f"{prefix}{collector}", 0], "collector": collector}
+    graph[rest] = {"class_type": REST, "inputs": inputs, "override_display_id": collector}
+    outputs = len(job.gathering.given(collector, 0))
+    return {"expand": graph, "result": tuple([rest, output] for output in range(outputs))}
+
+
+def _together(participants: Sequence[Values]) -> tuple[list[Any], ...]:
+    """For each output what all participants gave."""
+    return tuple(combined(shares) for shares in zip(*participants, strict=True))
+
+
+def _first(given: Mapping[str, Any], name: str, default: Any) -> Any:
+    """An input of a node that takes lists; those that were not sent are not there."""
+    values = given.get(name)
+    return default if not values else values[0]
