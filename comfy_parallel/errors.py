@@ -35,6 +35,14 @@ class WeightsLost(ComfyParallelError):
     """A weight file was overwritten while a job used it, and its old bytes could not be kept."""
 
 
+class JournalError(ComfyParallelError):
+    """The file in which the queue is kept cannot be used. `remedy` says what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}")
+        self.remedy = remedy
+
+
 class BadRequest(ComfyParallelError):
     """A client sent something that cannot be acted on; nothing was changed.
 
