@@ -81,6 +81,8 @@ class Config:
     drain_s: float = 0.0
     policy: Policy = Policy()
     trusted_proxies: tuple[str, ...] = ()
+    state: str | None = None
+    attempts: int = 2
 
     @property
     def shares_gpus(self) -> bool:
@@ -114,6 +116,8 @@ class Config:
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
             drain_s=_seconds(env, "COMFY_PARALLEL_DRAIN_S"),
             policy=_policy(env),
+            state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
+            attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
             trusted_proxies=tuple(
                 filter(None, map(str.strip, env.get("COMFY_PARALLEL_TRUSTED_PROXIES", "").split(",")))
             ),
@@ -162,7 +166,7 @@ def _nearest(name: str, known: list[str]) -> str | None:
     if not is_ours and "COM" not in name.upper():
         return None
     likeness = {other: SequenceMatcher(None, name.upper(), other).ratio() for other in known}
-    nearest = max(known, key=lambda other: likeness[other])
+    nearest = max(known, key=lambda other: (other.startswith(name.upper()), likeness[other]))
     return nearest if is_ours or likeness[nearest] >= _SIMILAR else None
 
 

@@ -101,6 +101,19 @@ class QueueFull(BadRequest):
         )
 
 
+class KeyReused(BadRequest):
+    """An `Idempotency-Key` came a second time with another request."""
+
+    status = 422
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            "idempotency_key_reused",
+            f"the Idempotency-Key {key!r} has come before, with another request",
+            "send each new job with a key of its own, and only a repetition, unchanged, with the same key",
+        )
+
+
 class TooManyNodes(BadRequest):
     """A job has more nodes than the server takes."""
 

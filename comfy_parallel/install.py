@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
-from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch, JournalError
 from comfy_parallel.graphs import per_slot
-from comfy_parallel.host import allocator, dynamic_vram, facts
+from comfy_parallel.host import allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
 from comfy_parallel.isolation.packs import loader, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
+from comfy_parallel.journal.journal import Journal, Kept
 from comfy_parallel.nodes import registry
 from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
 from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
+from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.slots.stopping import Stopping
 from comfy_parallel.weights import loading
@@ -37,6 +41,7 @@ _config = Config()
 _patches: PatchSet | None = None
 _put_back: list[Callable[[], object]] = []  # the host's choices that we changed
 _search: Search | None = None
+_kept: Kept | None = None  # what the journal tells of before the restart, until the node packs are loaded
 _take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
 
@@ -152,6 +157,7 @@ def _complete_server(server: Any) -> None:
         pool.start_slots(front, devices)
     except ComfyParallelError as error:
         _exit(error)
+    _open_journal(server, front)
     _share_weights(front)
     own_names.tell_node_by(lambda: server.last_node_id)
     watch = process_state.job_watch(server.loop.call_soon_threadsafe)
@@ -183,11 +189,40 @@ def _take_over(server: Any) -> None:
             _take_away()
         set_slots(slots()[:1])
         del front.slot_queues[1:]
+        front.ledger.close()
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     _judge_packs()
+    _restore_jobs(front)
     if _config.drain_s:
         _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))
+
+
+def _open_journal(server: Any, front: Any) -> None:
+    """Have jobs written down, after those that are there from before a restart; these wait for `_restore_jobs`."""
+    global _kept
+    if _config.state == "off":
+        return
+    path = facts.state_file() if _config.state is None else Path(_config.state).expanduser()
+    try:
+        journal = Journal(path, secrets.names())
+        _kept = journal.recover()
+    except JournalError as error:
+        logger.error("comfy_parallel: the queue is kept in memory only, and a restart loses it: %s", error)
+        front.ledger.stay_off(str(error))
+        return
+    server.number = max(server.number, _kept.counter)
+    front.ledger.open(journal, _kept.next_job, lambda: int(server.number))
+    _put_back.append(front.ledger.close)
+    atexit.register(front.ledger.close)
+
+
+def _restore_jobs(front: Any) -> None:
+    """Let the jobs of before a restart wait again, now that the node packs are loaded."""
+    global _kept
+    kept, _kept = _kept, None
+    if kept is not None and front.ledger.journal is not None:
+        Recovery(front, _config.attempts, secrets.asked_for).restore(kept)
 
 
 def _judge_packs() -> None:

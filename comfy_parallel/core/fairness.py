@@ -7,7 +7,7 @@ whose number the client chose keep their meaning beside them. Pure: no lock, no 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 _LEAST_COST, _MOST_COST = 0.1, 10.0  # of a job, in jobs of average length
 _WEIGHT = 0.3  # of the newest run in an average
@@ -36,6 +36,12 @@ class FairShare:
         start = max(self._served, self._ends.get(party, self._served))
         self._ends[party] = start + self._cost(party)
         return start
+
+    def resume(self, waiting: Iterable[tuple[Hashable, float]]) -> None:
+        """Jobs of these parties wait at these places, which they had before a restart."""
+        for party, place in waiting:
+            self._served = place if self._served == float("-inf") else min(self._served, place)
+            self._ends[party] = max(self._ends.get(party, place), place) + 1.0
 
     def started(self, place: float) -> None:
         """A job with this place was given to a slot."""

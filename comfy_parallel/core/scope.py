@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
@@ -15,6 +15,18 @@ HEADER = "X-TARGET-GPU"
 BODY_FIELD = "target_gpu"
 SETTLED_FIELD = "comfy_parallel_target"  # what the header named, in a job's extra_data until that is queued
 AUTO = "auto"
+
+
+class RequestKey(NamedTuple):
+    """A client's name for one request, by which it is known when it comes again: with the same body."""
+
+    name: str
+    digest: str
+
+    @property
+    def text(self) -> str:
+        """Both, the digest first: it has no space."""
+        return f"{self.digest} {self.name}"
 
 
 @dataclass(slots=True)
@@ -28,6 +40,9 @@ class Scope:
     Who asks is told by `client_id` where the request says it, and by `peer`: a user's name, else an address; `party` is
     whom its jobs count for among those who share fairly. `order_of(body)` is the order that it asks for its client's
     jobs. `is_all`: an interrupt means everybody's jobs. `interrupted` is filled in with the ids of those it reached.
+
+    `is_submission`: a client's `POST /prompt`, which is answered once its job is on disk; `request_key` names it, and
+    `repeated` is filled in with its job if that has come before. `is_kept`: a restart must find the job again.
     """
 
     slot: int | None = None
@@ -42,6 +57,10 @@ class Scope:
     is_all: bool = False
     order_of: Callable[[dict[str, Any]], str | None] | None = None
     interrupted: list[Any] = field(default_factory=list)
+    is_submission: bool = False
+    request_key: RequestKey | None = None
+    repeated: Any = None
+    is_kept: bool = True
 
     def note_interrupted(self, prompt_ids: Iterable[Any]) -> None:
         """Tell the request in progress, if there is one, which jobs it reached."""

@@ -89,6 +89,13 @@ def add_nodes(classes: dict[str, type]) -> None:
     nodes.NODE_CLASS_MAPPINGS.update(classes)
 
 
+def state_file() -> Path:
+    """Where the queue is kept unless the user names a file: in the host's user directory, out of its users' reach."""
+    import folder_paths
+
+    return Path(folder_paths.get_user_directory()) / "__comfy_parallel" / "queue.sqlite3"
+
+
 def pack_folders() -> list[Path]:
     """The folders in which the host looks for node packs."""
     import folder_paths

@@ -13,7 +13,7 @@ from comfy_parallel.config import CLIENT_ORDERS
 from comfy_parallel.core.scope import HEADER, Scope, current_scope, is_of_request, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import bodies, checks, jobs, log, peers, replies, routes, status
+from comfy_parallel.http import bodies, checks, jobs, keys, log, peers, replies, routes, status
 from comfy_parallel.http.targets import header_target, settle_target
 from comfy_parallel.slots.slot import Run, slots
 
@@ -91,7 +91,7 @@ async def _cors_middleware(request: web.Request, handler: bodies.Handler) -> web
     response = await handler(request)
     allowed = response.headers.get("Access-Control-Allow-Headers")
     if allowed is not None:
-        response.headers["Access-Control-Allow-Headers"] = f"{allowed}, {HEADER}"
+        response.headers["Access-Control-Allow-Headers"] = f"{allowed}, {HEADER}, {keys.HEADER}"
     return response
 
 
@@ -100,6 +100,7 @@ async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> 
     try:
         scope = peers.ask_as(Scope(target=header_target(request), party=peers.party_of(request)), request)
         scope.order_of = functools.partial(peers.client_order, request)
+        scope.is_submission, scope.request_key = True, await keys.request_key(request)
         front.closing.check(scope.target)  # A node pack may keep jobs for a while before it queues them.
         with scoped(scope):
             response = await handler(request)
@@ -110,7 +111,12 @@ async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> 
         if refusal is None:
             raise
         return refusal
-    replies.complete(response, functools.partial(replies.with_gpu_id, scope.placed))
+    if response.status == 200:
+        await front.ledger.on_disk()
+    if scope.repeated is not None:
+        replies.complete(response, functools.partial(replies.as_repeated, scope.repeated))
+    else:
+        replies.complete(response, functools.partial(replies.with_gpu_id, scope.placed))
     replies.complete(response, replies.shortened, status=400)
     return response
 

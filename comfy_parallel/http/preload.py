@@ -77,7 +77,7 @@ def _submit(server: Any, prompt: dict[str, Any], gpu_ids: Sequence[int]) -> list
         number, server.number = server.number, server.number + 1
         extra_data = {"create_time": int(time.time() * 1000)}
         kept_outputs.keep_during(prompt_id)
-        with scoped(Scope(target=gpu_id)):
+        with scoped(Scope(target=gpu_id, is_kept=False)):
             server.prompt_queue.put(server.prompt_queue.host_item(number, prompt_id, prompt, extra_data, list(prompt)))
         jobs.append({"prompt_id": prompt_id, "gpu_id": gpu_id})
     return jobs

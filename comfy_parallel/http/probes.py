@@ -25,6 +25,19 @@ def slots_health(front: Any) -> list[dict[str, Any]]:
     ]
 
 
+def queue_health(front: Any) -> dict[str, Any]:
+    """Whether a restart would find the jobs again: `ok`, `degraded` with the reason in `error`, or `off`."""
+    ledger = front.ledger
+    state = "ok" if ledger.keeps else "degraded" if ledger.problem is not None else "off"
+    return {"state": state, "error": ledger.problem}
+
+
+def degraded(front: Any) -> dict[str, str]:
+    """What `GET /ready` says besides of a server that takes jobs and cannot keep them."""
+    problem = front.ledger.problem
+    return {} if problem is None else {"degraded": f"a restart would lose jobs: {problem}"}
+
+
 def why_not_ready(front: Any) -> str | None:
     """Why the server should be sent no jobs now; None when it should."""
     if not front.is_started:

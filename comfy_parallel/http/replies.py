@@ -39,6 +39,13 @@ def with_gpu_id(gpu_id: int | None, reply: bytes) -> bytes:
     return b'%b, "gpu_id": %b}' % (reply.rstrip()[:-1], b"null" if gpu_id is None else b"%d" % gpu_id)
 
 
+def as_repeated(job: Any, reply: bytes) -> bytes:
+    """The reply to a request whose job is there already: that job's, with `repeated`."""
+    data = json.loads(reply)
+    data.update(prompt_id=job.prompt_id, number=job.number, gpu_id=job.gpu_id, repeated=True)
+    return json.dumps(data).encode()
+
+
 def add_gpu_ids(front: Any, reply: bytes) -> bytes:
     """The newer hosts' job list: say of each job which slot runs or ran it."""
     data = json.loads(reply)

@@ -66,13 +66,13 @@ def _add_metrics(routes: web.RouteTableDef, front: Any) -> None:
 def _add_probes(routes: web.RouteTableDef, front: Any) -> None:
     @routes.get("/health")
     async def health(request: web.Request) -> web.Response:
-        return web.json_response({"slots": probes.slots_health(front)})
+        return web.json_response({"slots": probes.slots_health(front), "queue": probes.queue_health(front)})
 
     @routes.get("/ready")
     async def ready(request: web.Request) -> web.Response:
         reason = probes.why_not_ready(front)
         if reason is None:
-            return web.json_response({"ready": True, "reason": None})
+            return web.json_response({"ready": True, "reason": None, **probes.degraded(front)})
         headers = {"Retry-After": str(probes.RETRY_AFTER_S)}
         return web.json_response({"ready": False, "reason": reason}, status=503, headers=headers)
 

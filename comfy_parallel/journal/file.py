@@ -1,13 +1,13 @@
 """The journal's file: writing to it without fail, or saying once why that does not work.
 
-A change is in the file when `write` returns, as far as a killed process is concerned: it has been given to the
-operating system (WAL, synchronous=NORMAL). To the disk it is brought at most a second or two later, on a thread, so a
-power cut may lose that much, but never leaves a file that contradicts itself. To wait for the disk in every
-`POST /prompt` would hold up ComfyUI's event loop.
+A change reaches the file in two steps. `flush` gives it to the operating system, from where a killed process cannot
+lose it; `on_disk` waits until it is on the disk, which a power cut leaves as it is. Many waiting requests share one
+commit and one fsync, on a thread, so that the host's event loop never waits for a disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -28,9 +28,10 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 Statement = tuple[str, tuple[Any, ...]]
+_Failure = (sqlite3.Error, OSError, ValueError, OverflowError)
 
-_BUSY_S = 0.2  # Whoever else writes to the file must not hold up the event loop.
-_SYNC_EVERY_S = 1.0
+_BUSY_S = 0.2
+_EVERY_S = 1.0  # how often what could not be written is tried again, and the log is copied into the database
 _MOST_WAL_BYTES = 64 << 20
 
 
@@ -46,19 +47,26 @@ class JournalFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problem: str | None = None  # why changes are not in the file now
-        self._mutex = threading.Lock()
+        self._mutex = threading.Lock()  # of `_backlog` and `_awaiting`; never held while a disk is waited for
+        self._writing = threading.Lock()  # of `_connection`
         self._backlog: list[Statement] = []
-        self._is_lost = False
-        self._is_ended = threading.Event()
+        self._awaiting: list[asyncio.Future[None]] = []
+        self._takes_no_more = False  # closed, or broken for good
+        self._is_ended, self._wake = threading.Event(), threading.Event()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
             self._connection = _connect(path)
             schema.migrate(self._connection)
+            self._log = os.open(f"{path}-wal", os.O_RDWR)
         except (OSError, sqlite3.Error) as error:
-            raise JournalError(str(error), _remedy(error)) from error
-        self._syncing = threading.Thread(target=self._sync, daemon=True, name="comfy_parallel-journal")
-        self._syncing.start()
+            raise JournalError(f"{path}: {error}", _remedy(error)) from error
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name="comfy_parallel-journal")
+            for work in (self._write_when_woken, self._copy_log)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query.
@@ -67,50 +75,80 @@ class JournalFile:
             JournalError: when the file is broken.
         """
         try:
-            with self._mutex:
+            with self._writing:
                 return self._connection.execute(query).fetchall()
         except sqlite3.Error as error:
-            raise JournalError(str(error), _remedy(error)) from error
+            raise JournalError(f"{self.path}: {error}", _remedy(error)) from error
 
-    def write(self, *statements: Statement) -> None:
-        """Make these changes, all or none of them. Never raises: what cannot be written is kept in memory."""
+    def write(self, *statements: Statement, soon: bool = False) -> None:
+        """Have these changes made, all or none of them, at the next `flush` or `on_disk`, with `soon` at once on a
+        thread. Waits for nothing and never raises."""
         with self._mutex:
-            if self._is_lost:
-                return
-            self._backlog.extend(statements)
-            self._write_backlog()
+            if not self._takes_no_more:
+                self._backlog.extend(statements)
+        if soon:
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Give all changes so far to the operating system. Never raises: what cannot be written is kept in memory, and
+        tried again once a second."""
+        if self.problem is None:
+            self._flush()
+
+    async def on_disk(self) -> None:
+        """Wait until all changes so far are on the disk, or cannot be brought there now."""
+        if self.problem is not None or self._takes_no_more:
+            return
+        future = asyncio.get_running_loop().create_future()
+        with self._mutex:
+            self._awaiting.append(future)
+        self._wake.set()
+        await future
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write what is left and let go of the file. Again: nothing."""
+        if self._is_ended.is_set():
+            return
         self._is_ended.set()
-        self._syncing.join()
-        with self._mutex:
-            if self._backlog:
-                self._write_backlog()
-            self._connection.close()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+        self._flush()
+        with self._writing:
+            with self._mutex:
+                self._takes_no_more = True
+            with suppress(sqlite3.Error):  # What a problem has kept from the file has been told.
+                self._connection.close()
+            os.close(self._log)
             if self._lock is not None:
                 self._lock.close()
 
-    def _write_backlog(self) -> None:
-        try:
-            _in_one_go(self._connection, self._backlog)
-        except sqlite3.Error as error:
-            self._fail(error)
-            return
-        self._backlog.clear()
+    def _flush(self) -> None:
+        with self._writing:
+            with self._mutex:
+                batch, self._backlog = self._backlog, []
+            if not batch or self._takes_no_more:
+                return
+            try:
+                _in_one_go(self._connection, batch)
+            except _Failure as error:
+                self._fail(error, batch)
+                return
         if self.problem is not None:
             logger.warning("comfy_parallel: %s is up to date again", self.path)
             self.problem = None
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _fail(self, error: Exception, batch: list[Statement]) -> None:
         with suppress(sqlite3.Error):  # It has told what is wrong; a transaction that it has ended is none.
             self._connection.rollback()
         is_new = self.problem is None
         self.problem = f"{error}; {_remedy(error)}"
-        if not isinstance(error, sqlite3.OperationalError):  # broken: no later attempt can work
-            self._is_lost = True
-            self._backlog.clear()
-        if is_new or self._is_lost:
+        with self._mutex:
+            if isinstance(error, sqlite3.OperationalError | OSError):
+                self._backlog[:0] = batch
+            else:  # broken: no later attempt can work
+                self._takes_no_more, is_new = True, True
+        if is_new:
             logger.error(
                 "comfy_parallel: the queue is not kept in %s, so a restart would lose jobs, or run some once more;"
                 " jobs go on in memory: %s",
@@ -118,19 +156,47 @@ class JournalFile:
                 self.problem,
             )
 
-    def _sync(self) -> None:
-        """Bring what was written to the disk, once a second; and try again what could not be written."""
+    def _write_when_woken(self) -> None:
+        while not self._is_ended.is_set():
+            self._wake.wait(_EVERY_S)
+            self._wake.clear()
+            self._bring_to_disk()
+        self._bring_to_disk()
+
+    def _bring_to_disk(self) -> None:
+        """Write what there is, also what could not be written before; once it is on the disk, tell who waits."""
+        with self._mutex:
+            awaiting, self._awaiting = self._awaiting, []
+        self._flush()
+        try:
+            if awaiting and self.problem is None:
+                os.fsync(self._log)
+        except OSError as error:
+            with self._writing:
+                self._fail(error, [])
+        for loop in {future.get_loop() for future in awaiting}:
+            with suppress(RuntimeError):  # The server ends, and its loop is closed: nobody waits any more.
+                loop.call_soon_threadsafe(_release, [one for one in awaiting if one.get_loop() is loop])
+
+    def _copy_log(self) -> None:
+        """Copy SQLite's log into the database once a second, and begin it anew before it gets large."""
         with closing(sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False)) as connection:
-            while not self._is_ended.wait(_SYNC_EVERY_S):
-                with self._mutex:
-                    if self._backlog and not self._is_lost:
-                        self._write_backlog()
+            while not self._is_ended.wait(_EVERY_S):
                 try:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                except sqlite3.Error as error:
-                    with self._mutex:
+                    if os.fstat(self._log).st_size > _MOST_WAL_BYTES:
+                        with self._writing:
+                            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                except (sqlite3.Error, OSError) as error:
+                    with self._writing:
                         if self.problem is None:
-                            self._fail(error)
+                            self._fail(error, [])
+
+
+def _release(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():  # else its request was cancelled
+            future.set_result(None)
 
 
 def _in_one_go(connection: sqlite3.Connection, statements: Iterable[Statement]) -> None:
@@ -143,12 +209,7 @@ def _in_one_go(connection: sqlite3.Connection, statements: Iterable[Statement]) 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     os.chmod(path, 0o600)  # Workflows are their clients' own.
-    for setting in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        "wal_autocheckpoint=0",
-        f"journal_size_limit={_MOST_WAL_BYTES}",
-    ):
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
         connection.execute(f"PRAGMA {setting}")
     if (problems := connection.execute("PRAGMA quick_check(1)").fetchall()) != [("ok",)]:
         raise sqlite3.DatabaseError(problems[0][0])
@@ -165,7 +226,7 @@ def _lock(path: Path) -> IO[bytes] | None:
     except OSError as error:
         lock.close()
         raise JournalError(
-            "another server uses it", "stop that server, or name another file in COMFY_PARALLEL_STATE"
+            f"{path}: another server uses it", "stop that server, or name another file in COMFY_PARALLEL_STATE"
         ) from error
     return lock
 

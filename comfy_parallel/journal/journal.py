@@ -18,6 +18,7 @@ _encode = json.JSONEncoder(check_circular=False).encode
 _WITHOUT_JOB = "DELETE FROM jobs WHERE job = ?"
 _WITHOUT_RUN = "DELETE FROM runs WHERE job = ?"
 _WITHOUT_END = "DELETE FROM ends WHERE prompt_id = ?"
+_EVERY_JOB_OF_END = "DELETE FROM jobs WHERE job IN (SELECT job FROM ends)"
 _JOB_OF_END = "DELETE FROM jobs WHERE job IN (SELECT job FROM ends WHERE prompt_id = ?)"
 
 
@@ -33,6 +34,7 @@ class KeptJob:
     target: int | None
     secrets: tuple[str, ...]
     request_key: str | None
+    traits: dict[str, Any]
     attempts: int
 
 
@@ -60,7 +62,8 @@ class Kept:
 
 
 class Journal:
-    """The journal of one server. Its methods return when the change is in the file, and never raise.
+    """The journal of one server. Its methods take changes in their order, wait for nothing and never raise; `flush` and
+    `on_disk` wait until the changes are where a kill or a power cut leaves them.
 
     Args:
         secret_names: what of a job's `extra_data` must not be on disk.
@@ -83,6 +86,14 @@ class Journal:
         """Let go of the file."""
         self._file.close()
 
+    def flush(self) -> None:
+        """Put what was told so far where a kill of the process leaves it."""
+        self._file.flush()
+
+    async def on_disk(self) -> None:
+        """Wait until what was told so far is where a power cut leaves it."""
+        await self._file.on_disk()
+
     def accept(
         self,
         job: int,
@@ -91,9 +102,15 @@ class Journal:
         target: int | None,
         secrets: Iterable[str] = (),
         request_key: str | None = None,
+        traits: dict[str, Any] | None = None,
         counter: int = 0,
-    ) -> None:
-        """A job waits from now on; `item` holds the host's first five parts."""
+        soon: bool = False,
+    ) -> bool:
+        """A job waits from now on, or was changed; `item` holds the host's first five parts, `traits` what else is to
+        be known of it. Whether it is one that can be kept.
+
+        `soon`: nobody is going to wait for it with `flush` or `on_disk`.
+        """
         names = set(secrets)
         extra_data = item[3]
         if isinstance(extra_data, dict) and not self._secret_names.isdisjoint(extra_data):
@@ -103,9 +120,10 @@ class Journal:
             text = _encode([*item[:3], extra_data, *item[4:5]])
         except (TypeError, ValueError, RecursionError) as error:  # A node pack may queue what it likes.
             logger.warning("comfy_parallel: job %s is kept in memory only, because it is no JSON: %s", item[1], error)
-            return
-        values = (job, text, target, counter, json.dumps(sorted(names)), request_key)
-        self._file.write(("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?)", values))
+            return False
+        values = (job, text, target, counter, json.dumps(sorted(names)), request_key, _encode(traits or {}))
+        self._file.write(("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", values), soon=soon)
+        return True
 
     def start(self, job: int, attempts: int) -> None:
         """A run of the job begins, the `attempts`-th; with 0 the job was handed back before it ran."""
@@ -113,10 +131,11 @@ class Journal:
 
     def remove(self, jobs: Iterable[int]) -> None:
         """These jobs wait no more, and did not run."""
-        self._file.write(*_each((_WITHOUT_JOB, _WITHOUT_RUN), jobs))
+        self._file.write(*_each((_WITHOUT_JOB, _WITHOUT_RUN), jobs), soon=True)
 
     def end(self, job: int, prompt_id: str, entry: dict[str, Any]) -> None:
         """The job has ended, with this entry of the history."""
+        prompt_id = _bindable(prompt_id)
         shown = {name: value for name, value in entry.items() if name != "prompt"}
         self._file.write(
             (f"{_JOB_OF_END} AND job != ?", (prompt_id, job)),
@@ -127,11 +146,11 @@ class Journal:
 
     def forget(self, prompt_ids: Iterable[str]) -> None:
         """These jobs are in the history no more."""
-        self._file.write(*_each((_JOB_OF_END, _WITHOUT_END), prompt_ids))
+        self._file.write(*_each((_JOB_OF_END, _WITHOUT_END), map(_bindable, prompt_ids)), soon=True)
 
     def forget_all(self) -> None:
         """The history was cleared."""
-        self._file.write(("DELETE FROM jobs WHERE job IN (SELECT job FROM ends)", ()), ("DELETE FROM ends", ()))
+        self._file.write((_EVERY_JOB_OF_END, ()), ("DELETE FROM ends", ()), soon=True)
 
     def recover(self) -> Kept:
         """What the file tells of the time before.
@@ -140,17 +159,17 @@ class Journal:
             JournalError: when the file is broken.
         """
         rows = self._file.read(
-            "SELECT jobs.job, item, target, secrets, request_key, COALESCE(attempts, 0) FROM jobs"
+            "SELECT jobs.job, item, target, secrets, request_key, traits, COALESCE(attempts, 0) FROM jobs"
             " LEFT JOIN runs USING (job) WHERE job NOT IN (SELECT job FROM ends) ORDER BY jobs.job"
         )
-        ends = self._file.read(
-            "SELECT job, item, request_key, entry FROM ends JOIN jobs USING (job) ORDER BY position"
+        ends = self._file.read("SELECT job, item, request_key, entry FROM ends JOIN jobs USING (job) ORDER BY position")
+        [(counter, next_job)] = self._file.read(
+            "SELECT COALESCE(MAX(counter), 0), COALESCE(MAX(job), -1) + 1 FROM jobs"
         )
-        [(counter, next_job)] = self._file.read("SELECT COALESCE(MAX(counter), 0), COALESCE(MAX(job), -1) + 1 FROM jobs")
         try:
             waiting = [
-                KeptJob(job, json.loads(item), target, tuple(json.loads(secrets)), key, attempts)
-                for job, item, target, secrets, key, attempts in rows
+                KeptJob(job, json.loads(item), target, tuple(json.loads(secrets)), key, json.loads(traits), attempts)
+                for job, item, target, secrets, key, traits, attempts in rows
             ]
             ended = [EndedJob(job, json.loads(item), key, json.loads(entry)) for job, item, key, entry in ends]
         except ValueError as error:
@@ -160,6 +179,11 @@ class Journal:
 
 def _each(statements: Iterable[str], values: Iterable[Any]) -> list[Statement]:
     return [(statement, (value,)) for value in values for statement in statements]
+
+
+def _bindable(text: str) -> str:
+    """A text that SQLite takes: clients may send half a surrogate pair in an id."""
+    return text if text.isascii() else json.dumps(text)
 
 
 def _text_of(entry: dict[str, Any]) -> str:

@@ -16,7 +16,10 @@ _VERSION_1 = (
     "CREATE TABLE ends (position INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, prompt_id TEXT UNIQUE"
     " NOT NULL, entry TEXT NOT NULL)",
 )
-_VERSION_2 = ("ALTER TABLE jobs ADD COLUMN request_key TEXT",)
+_VERSION_2 = (
+    "ALTER TABLE jobs ADD COLUMN request_key TEXT",
+    "ALTER TABLE jobs ADD COLUMN traits TEXT NOT NULL DEFAULT '{}'",
+)
 _STEPS = (_VERSION_1, _VERSION_2)  # step i leads from version i to version i + 1
 
 VERSION = len(_STEPS)

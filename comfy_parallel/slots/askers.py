@@ -16,13 +16,18 @@ _peers: dict[str, None] = {}  # who has submitted jobs, the newest last
 def asker_of(scope: Scope, item: Any) -> Asker:
     """Who submits a job, which is noted: such a peer is no operator."""
     if scope.peer is not None:
-        _peers.pop(scope.peer, None)
-        _peers[scope.peer] = None
-        if len(_peers) > _MOST_PEERS:
-            del _peers[next(iter(_peers))]
+        note_peer(scope.peer)
     client_id = client_of(item)
     party = scope.party if scope.party is not None else client_id if client_id is not None else scope.peer
     return Asker(scope.peer, party, scope.is_in_turn)
+
+
+def note_peer(peer: str) -> None:
+    """This peer has submitted a job."""
+    _peers.pop(peer, None)
+    _peers[peer] = None
+    if len(_peers) > _MOST_PEERS:
+        del _peers[next(iter(_peers))]
 
 
 def meant_by(scope: Scope, runs: list[Run]) -> list[Run]:

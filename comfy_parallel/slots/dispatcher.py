@@ -6,7 +6,6 @@ N complete queues under a facade that sums over them deadlock: their locks and t
 from __future__ import annotations
 
 import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from comfy_parallel.core.fairness import FairShare
 from comfy_parallel.core.scope import SETTLED_FIELD
 from comfy_parallel.core.states import SlotEvent, SlotState
 from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is_item, priority_of, view_of
+from comfy_parallel.slots.ledger import Ledger
 from comfy_parallel.slots.slot import Run, Slot
 
 
@@ -84,6 +84,7 @@ class Dispatcher:
         self.history: dict[str, Any] = {}
         self.shares: set[Any] = set()  # The ids of those, waiting or running, that are shares of another job.
         self.task_counter = 0
+        self.ledger = Ledger()
         self.is_started = False  # The slots' workers have been started.
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
@@ -93,7 +94,6 @@ class Dispatcher:
         self._fair_share = FairShare()
         self._owners: dict[int, Desk] = {}
         self._waits_alone = False  # A job that runs alone may be among those that wait.
-        self._arrivals = itertools.count()
 
     def add_slot(self, slot: Slot) -> Desk:
         """Make the place of one slot."""
@@ -115,7 +115,8 @@ class Dispatcher:
 
     def enqueue(self, queued: QueueItem) -> None:
         """Let it wait, or give it to a slot at once."""
-        queued.arrival = next(self._arrivals)
+        queued.arrival = next(self.ledger.arrivals)
+        self.ledger.accept(queued)
         heapq.heappush(self.waiting, queued)
         self._waits_alone = self._waits_alone or queued.is_alone
         if any(desk.has_declined for desk in self.desks):
@@ -124,6 +125,15 @@ class Dispatcher:
             self.dispatch()
         elif (desk := schedule.slot_for(queued, self.desks, self._under_way())) is not None:
             self._give(desk, queued)
+
+    def restore(self, items: list[QueueItem]) -> None:
+        """Let jobs of before a restart wait again."""
+        for item in items:
+            item.priority, item.most_at_once = priority_of(item), self.policy.most_at_once(client_order_of(item))
+        self._fair_share.resume((item.party, item.order[1]) for item in items)
+        self.waiting.extend(items)
+        heapq.heapify(self.waiting)
+        self._waits_alone = True  # One of them may be such a job; the next `dispatch` looks.
 
     def dispatch(self) -> None:
         """Give jobs to slots until no waiting job can start."""
@@ -191,6 +201,7 @@ class Dispatcher:
         target = view_of(desk.inbox[0]).target
         if target is None or target == desk.index:
             return False
+        self.ledger.remove(desk.inbox[:1])
         self.put(desk.inbox.pop(0), target)
         return True
 
@@ -246,6 +257,7 @@ class Dispatcher:
                 Run(view.prompt_id, view.client_id, view.peer, view.share, is_alone=view.is_alone, party=view.party),
                 time.monotonic() - queued_at if queued_at else 0.0,
             )
+            self.ledger.start(item_id, item)
             desk.slot.models = view.models or desk.slot.models
             if view.place is not None:
                 self._fair_share.started(view.place)
@@ -256,6 +268,7 @@ class Dispatcher:
         """The slot's worker goes without a job. What it was given, or hands back, waits again."""
         for item_id in desk.taken:
             self._drop(item_id)
+            self.ledger.hand_back(item_id)
             desk.slot.run = None
         self._put_back(desk)
         if desk.slot.run is None:
@@ -334,6 +347,7 @@ class Dispatcher:
 
     def replace_waiting(self, items: list[Any]) -> None:
         """Let these jobs wait instead of those that did."""
+        self.ledger.replace(self.waiting, items)
         self.waiting[:] = items
         heapq.heapify(self.waiting)
         kept = {id(item) for item in items}
@@ -345,15 +359,14 @@ class Dispatcher:
     def change_waiting(self, prompt_id: str, change: Callable[[QueueItem], None]) -> list[QueueItem]:
         """Have `change` done to the waiting jobs of this id; returns these."""
         items = [self._known(place) for place, item in enumerate(self.waiting) if view_of(item).prompt_id == prompt_id]
-        taken = [
-            desk.given for desk in self.desks if not desk.inbox
-        ]  # Their workers have them, and are about to run them.
+        taken = [desk.given for desk in self.desks if not desk.inbox]  # Their workers are about to run them.
         items = [item for item in items if not any(item is one for one in taken)]
         for item in items:
             for desk in self.desks:
                 if desk.given is item:
                     self._withdraw(desk)
             change(item)
+            self.ledger.change(item)
         heapq.heapify(self.waiting)
         self.dispatch()
         return items
@@ -362,6 +375,7 @@ class Dispatcher:
         """Take the job at this position out of those that wait."""
         item = self.waiting[position]
         self._remove_at(position)
+        self.ledger.remove([item])
         for desk in self.desks:
             if desk.given is item:
                 self._withdraw(desk)

@@ -45,6 +45,9 @@ class QueueItem(tuple[Any, ...]):
     peer: str | None = None
     party: Any = None
     share: Share | None = None  # It is no job of a client's, but a share of one.
+    attempts: int = 0  # how often it has begun to run
+    request_key: str | None = None  # as `core.scope.RequestKey.text`
+    is_kept: bool = False  # It is in the journal.
 
     @property
     def prompt_id(self) -> Any:
@@ -57,12 +60,16 @@ class QueueItem(tuple[Any, ...]):
     @property
     def is_alone(self) -> bool:
         """Whether it must be the only job that runs; asked once."""
-        if _runs_alone is None:
-            return False
         known: bool | None = self.__dict__.get("_is_alone")
         if known is None:
+            if _runs_alone is None:
+                return False
             known = self.__dict__["_is_alone"] = _runs_alone(self[2])
         return known
+
+    def must_run_alone(self) -> None:
+        """Have it be the only job that runs, whatever its workflow says."""
+        self.__dict__["_is_alone"] = True
 
     @property
     def json(self) -> str:

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core import scope
-from comfy_parallel.errors import QueueFull
 from comfy_parallel.slots.askers import asker_of
 from comfy_parallel.slots.closing import Closing
 from comfy_parallel.slots.dispatcher import Desk, Dispatcher
-from comfy_parallel.slots.items import QueueItem, QuickStatus, client_of, is_item, named_target, order_of, view_of
+from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, order_of, view_of
+from comfy_parallel.slots.room import check_room
 from comfy_parallel.slots.running_jobs import RunningJobs
 from comfy_parallel.slots.shares import Shares, is_share, jobs
 from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
@@ -82,6 +82,7 @@ class FrontQueue:
     job_ends = _Shared()
     is_started = _Shared()
     policy = _Shared()
+    ledger = _Shared()
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -125,22 +126,12 @@ class FrontQueue:
         with self.mutex:
             if scope.is_of_request():
                 self.closing.check(target)
-                self._check_room(item)
+                if (known := self.ledger.repeated(item, self.history)) is not None:
+                    scope.current_scope().repeated = known
+                    return
+                check_room(self._dispatcher.waiting, self._dispatcher.policy, item)
             self._dispatcher.put(item, target, asker_of(scope.current_scope(), item))
             self.server.queue_updated()
-
-    def _check_room(self, item: Any) -> None:
-        waiting, policy = self._dispatcher.waiting, self._dispatcher.policy
-        if policy.max_waiting is not None and len(waiting) >= policy.max_waiting:
-            raise QueueFull(f"{len(waiting)} jobs wait, as many as this server takes", "COMFY_PARALLEL_MAX_WAITING")
-        if policy.max_waiting_per_client is None or (client := client_of(item)) is None:
-            return
-        count = sum(view_of(one).client_id == client for one in waiting)
-        if count >= policy.max_waiting_per_client:
-            raise QueueFull(
-                f"{count} jobs of this client wait, as many as a client may have",
-                "COMFY_PARALLEL_MAX_WAITING_PER_CLIENT",
-            )
 
     def host_item(
         self, number: float, prompt_id: str, prompt: Any, extra_data: dict[str, Any], outputs: list[str]
@@ -247,7 +238,18 @@ class FrontQueue:
             entry = self.history.get(prompt_id, {})
             if entry:
                 entry["gpu_id"] = desk.index
+            self.ledger.end(item_id, prompt_id, entry, self.history)
             self._dispatcher.end(item_id, entry.get("status"))
+
+    def wipe_history(self) -> None:
+        with self.mutex:
+            super().wipe_history()
+            self.ledger.match(self.history)
+
+    def delete_history_item(self, id_to_delete: str) -> None:
+        with self.mutex:
+            super().delete_history_item(id_to_delete)
+            self.ledger.match(self.history)
 
     # Looking.
 

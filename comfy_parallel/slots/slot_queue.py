@@ -71,6 +71,7 @@ class SlotQueue:
         with self.mutex:
             self._note(taken)
         if taken is not None:
+            self._dispatcher.ledger.flush()  # A job that ends the server must be known to have begun.
             with entered(self.slot):
                 own_names.begin_job(taken[0][2] if is_item(taken[0]) else None)
                 self.front.job_begins()
@@ -99,6 +100,7 @@ class SlotQueue:
             self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
+        self._dispatcher.ledger.flush()
         self._tally.job_ended(self._count_waiting)
 
     def _count_waiting(self) -> int:

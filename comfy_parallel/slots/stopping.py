@@ -73,6 +73,9 @@ class Stopping:
         return any(queue.slot.run is not None for queue in self._front.slot_queues)
 
     def _tell_lost(self, what: str, items: list[Any]) -> None:
+        if items and self._front.ledger.keeps:
+            logger.warning("comfy_parallel: %d jobs go on when the server is started again: each %s", len(items), what)
+            return
         if items:
             logger.warning("comfy_parallel: %d jobs are lost, because the queue is kept in memory only", len(items))
         for item in items:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,23 +18,26 @@ from comfy_parallel.errors import JournalError
 from comfy_parallel.journal import schema
 from comfy_parallel.journal.journal import Journal
 
+REPO_DIR = Path(__file__).parents[3]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from comfy_parallel.journal.journal import Journal
 journal = Journal(Path(sys.argv[1]), ["token"])
 for job in range(100):
-    journal.accept(job, (job, f"id-{job}", {}, {"client_id": "c", "token": "hidden"}, ["out"]), target=1, counter=job + 1)
+    extra_data = {"client_id": "c", "token": "hidden"}
+    journal.accept(job, (job, f"id-{job}", {}, extra_data, ["out"]), target=1, counter=job + 1)
 journal.start(0, 1)
 journal.end(1, "id-1", {"prompt": 0, "outputs": {"a": 1}})
 journal.remove([2])
+journal.flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_a_killed_process_loses_nothing_and_secrets_are_not_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite3"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[3], check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=REPO_DIR, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not any(b"hidden" in file.read_bytes() for file in tmp_path.iterdir())
     journal = Journal(path)
@@ -74,10 +80,53 @@ def test_what_a_full_file_does_not_take_is_written_when_there_is_room(tmp_path: 
     connection = journal._file._connection
     connection.execute("PRAGMA max_page_count=10")
     journal.accept(1, (1, "big", {"text": "x" * 200_000}, {}, []), target=None)
+    journal.flush()
     assert journal.problem is not None
     assert "make room" in journal.problem
+    asyncio.run(asyncio.wait_for(journal.on_disk(), 20))  # nobody waits for a disk that is full
     connection.execute("PRAGMA max_page_count=1000000")
-    journal.accept(2, (2, "small", {}, {}, []), target=None)
+    journal.accept(2, (2, "small", {}, {}, []), target=None, soon=True)
+    deadline = time.monotonic() + 60
+    while journal.problem is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert journal.problem is None
     assert [job.job for job in journal.recover().waiting] == [1, 2]
     journal.close()
+
+
+def test_many_wait_for_the_disk_together_and_find_all_that_was_told_before(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+
+    async def accept(number: int) -> int:
+        journal.accept(number, (number, f"id-{number}", {}, {}, []), target=None)
+        await asyncio.wait_for(journal.on_disk(), 60)
+        with closing(sqlite3.connect(tmp_path / "state.sqlite3")) as reader:
+            return int(reader.execute("SELECT count(*) FROM jobs WHERE job = ?", (number,)).fetchone()[0])
+
+    async def accept_all() -> list[int]:
+        return await asyncio.gather(*(accept(number) for number in range(200)))
+
+    assert asyncio.run(accept_all()) == [1] * 200
+    journal.close()
+
+
+def test_ids_that_are_no_unicode_are_kept_and_forgotten(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    for job, prompt_id in enumerate(("half \ud800", "whole")):
+        journal.accept(job, (job, prompt_id, {}, {}, []), target=None)
+        journal.end(job, prompt_id, {"outputs": {}})
+    journal.flush()
+    assert [ended.item[1] for ended in journal.recover().ended] == ["half \ud800", "whole"]
+    journal.forget(["half \ud800"])
+    journal.flush()
+    assert [ended.item[1] for ended in journal.recover().ended] == ["whole"]
+    journal.close()
+
+
+def test_a_second_server_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    code = "import sys, pathlib; from comfy_parallel.journal.journal import Journal; Journal(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(journal.path)]
+    second = subprocess.run(command, cwd=REPO_DIR, capture_output=True, text=True, check=False)
+    journal.close()
+    assert "another server uses it" in second.stderr
