@@ -117,11 +117,11 @@ class Journal:
             names |= self._secret_names.intersection(extra_data)
             extra_data = {name: value for name, value in extra_data.items() if name not in self._secret_names}
         try:
-            text = _encode([*item[:3], extra_data, *item[4:5]])
+            texts = _encode([*item[:3], extra_data, *item[4:5]]), _encode(traits or {})
         except (TypeError, ValueError, RecursionError) as error:  # A node pack may queue what it likes.
             logger.warning("comfy_parallel: job %s is kept in memory only, because it is no JSON: %s", item[1], error)
             return False
-        values = (job, text, target, counter, json.dumps(sorted(names)), request_key, _encode(traits or {}))
+        values = (job, texts[0], target, counter, json.dumps(sorted(names)), request_key, texts[1])
         self._file.write(("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", values), soon=soon)
         return True
 

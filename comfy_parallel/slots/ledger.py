@@ -14,7 +14,6 @@ from comfy_parallel.errors import KeyReused
 from comfy_parallel.journal.journal import Journal
 from comfy_parallel.slots.items import SENSITIVE, QueueItem, is_item
 
-
 TRAITS = ("place", "peer", "party")  # of a QueueItem, which the host's item does not tell
 
 

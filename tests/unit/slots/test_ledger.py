@@ -78,6 +78,25 @@ def test_jobs_wait_again_in_order_with_their_ids_targets_clients_and_numbers(res
     assert run_all(front.slot_queues[0]) == ["first", "a", "c", "next"]
 
 
+def test_changed_jobs_and_fair_shares_keep_their_order(restart: Restart) -> None:
+    front = restart()
+    for number, (prompt_id, party) in enumerate((("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"))):
+        with scoped(Scope(is_submission=True, is_in_turn=True, party=party, peer=f"peer {party}")):
+            front.put(host_item(prompt_id, number))
+    before = waiting(front)
+    assert before == ["a1", "b1", "a2", "a3"]
+    front.server.number = 4
+    front = restart()
+    assert waiting(front) == before
+    with scoped(Scope(is_submission=True, is_in_turn=True, party="b", peer="peer b")):
+        front.put(host_item("b2", 4))
+    assert waiting(front).index("b2") > waiting(front).index("a2")
+    front.change_waiting("a3", 1, 5)
+    front = restart()
+    assert (waiting(front)[0], [item[1] for item in front.snapshot().pending[1]]) == ("a3", ["a3"])
+    assert [item.peer for item in front.snapshot().unassigned] == ["peer a", "peer b", "peer a", "peer b"]
+
+
 def test_what_ran_runs_again_and_ends_as_an_error_after_its_attempts(restart: Restart) -> None:
     front = restart()
     front.put(host_item("runs"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import threading
 import time
 from collections import Counter
@@ -35,16 +34,11 @@ pytestmark = pytest.mark.timeout(10)
 SOON_S = 5.0
 
 
-_seeds = itertools.count()
-
-
 def put(front: Any, *prompt_ids: str, target: int | str | None = AUTO, number: float = 0, **extra: Any) -> None:
-    """Submit jobs as requests do, each with a workflow of its own: the same one under the same id is the same job."""
+    """Submit jobs as requests do."""
     for prompt_id in prompt_ids:
-        item = host_item(prompt_id, number, **extra)
-        item[2]["1"]["inputs"]["seed"] = next(_seeds)
         with scoped(Scope(target=target)):
-            front.put(item)
+            front.put(host_item(prompt_id, number, **extra))
 
 
 def waiting_ids(front: Any) -> list[str]:
