@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 _DEVICE_NODES = "device nodes"  # The features of the patches that our nodes need.
 _FAN_OUT = "one workflow over all slots"
 
+_WEB_DIRECTORY = Path(__file__).resolve().parent / "ui" / "sidebar"
+
 _config = Config()
 _patches: PatchSet | None = None
 _put_back: list[Callable[[], object]] = []  # the host's choices that we changed
@@ -135,6 +137,11 @@ def own_nodes() -> dict[str, type]:
     if _FAN_OUT in features:
         made.update(parallel_registry.nodes(known, folders, facts.raise_if_interrupted))
     return made
+
+
+def web_directory() -> str | None:
+    """The folder whose script ComfyUI's page loads; None while we are off."""
+    return None if _patches is None else str(_WEB_DIRECTORY)
 
 
 def _complete_server(server: Any) -> None:

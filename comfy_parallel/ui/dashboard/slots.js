@@ -1,6 +1,7 @@
 /** One card for each slot. */
 
 import { el, keyed, setAttribute, setText, show } from "./dom.js";
+import { jobShare } from "./job.js";
 import { bytes, count, seconds, short, slotName, t } from "./text.js";
 
 export function showSlots(parent, slots, feed, act) {
@@ -68,8 +69,7 @@ function updateJob(card, find, slot, feed, act) {
   show(find("job-none"), !job);
   setText(find("job-none"), t("job.none"));
   if (!job) return;
-  const share = job.max ? job.value / job.max : job.nodes ? job.nodes_done / job.nodes : 0;
-  const percent = Math.round(Math.min(Math.max(share, 0), 1) * 100);
+  const percent = Math.round(jobShare(job) * 100);
   setText(find("node"), job.interrupted ? t("interrupting") : job.node ?? t("job.starts"));
   find("progress").firstChild.style.width = `${percent}%`;
   setAttribute(find("progress"), "aria-valuenow", percent);
