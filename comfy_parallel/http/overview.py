@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from comfy_parallel.core.shown import clipped
 from comfy_parallel.http.health import Answers
 from comfy_parallel.http.probes import slot_state
 from comfy_parallel.http.status import ModelsOf, slot_metrics
-from comfy_parallel.slots.items import view_of
+from comfy_parallel.slots.items import order_of, view_of
 from comfy_parallel.slots.slot import Ended, Slot
 from comfy_parallel.slots.snapshot import Snapshot
 
@@ -106,12 +105,12 @@ def _title(prompt: dict[str, Any], node: Any) -> str | None:
 def _waiting(seen: Snapshot) -> Parts:
     """The jobs that wait, in the order in which they will be taken, and how many more there are."""
     each = [item for items in (*seen.pending, seen.unassigned) for item in items]
-    first = heapq.nsmallest(WAITING_SHOWN, each, key=lambda item: (item[0], getattr(item, "arrival", -1)))
+    first = heapq.nsmallest(WAITING_SHOWN, each, key=order_of)
     jobs = [
         {
             "prompt_id": item[1],
-            "number": item[0] if isinstance(item[0], int | float) and math.isfinite(item[0]) else None,
             "gpu_id": (view := view_of(item)).target,
+            "priority": view.priority,
             "queued_at": getattr(item, "queued_at", 0.0) or None,
             "nodes": len(item[2]) if isinstance(item[2], dict) else None,
             "alone": bool(view.is_alone),

@@ -169,6 +169,43 @@ def test_a_waiting_job_is_cancelled_and_the_keyboard_keeps_its_place(page: Dashb
     assert server.request("GET", f"/history/{cancelled}")[1] == {}
 
 
+def move(page: Dashboard, job_id: str, slot: str, priority: str) -> None:
+    page.js("arguments[0].querySelector('.move').click()", page.row(job_id))
+    page.js("document.querySelector('#move-slot').value = arguments[0]", slot)
+    page.js("document.querySelector('#move-priority').value = arguments[0]", priority)
+    page.press("#move .main")
+
+
+def test_a_job_that_is_moved_runs_where_it_was_moved(page: Dashboard, server: HostServer) -> None:
+    holder = submit(server, hold(913), 0)
+    moved = submit(server, quick(914), 0)
+    move(page, moved, "1", "0")
+    assert entry_of(server, moved)["gpu_id"] == 1
+    page.wait("the toast", lambda: "The job was changed." in page.text("#toasts"))
+    interrupt(server, holder)
+    assert entry_of(server, holder)["gpu_id"] == 0
+
+
+def test_a_job_whose_priority_is_raised_runs_before_those_that_came_earlier(
+    page: Dashboard, server: HostServer
+) -> None:
+    holder = submit(server, hold(915), 0)
+    first, second = submit(server, quick(916), 0), submit(server, quick(917), 0)
+    page.row(first)
+    move(page, second, "0", "7")
+    page.wait("the new order", lambda: second[:8] in page.text("#waiting tr:first-child"))
+    interrupt(server, holder)
+    server.wait([first, second])
+    ended = page.wait("both ended", lambda: order_of_ends(page, first, second))
+    assert ended == [first, second]  # the latest first
+
+
+def order_of_ends(page: Dashboard, *job_ids: str) -> list[str]:
+    shown = page.js("return [...document.querySelectorAll('#recent code')].map(one => one.title)")
+    found = [one for one in shown if one in job_ids]
+    return found if len(found) == len(job_ids) else []
+
+
 def test_a_file_is_preloaded(page: Dashboard, server: HostServer) -> None:
     page.press(".preload", 1)
     page.wait("the files", lambda: page.js("return document.querySelector('#preload-file').value") == "a.safetensors")

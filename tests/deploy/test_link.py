@@ -87,7 +87,7 @@ def test_an_installed_package_gets_a_folder_that_installs_it(comfyui: Path, entr
     assert (done.returncode, done.stdout) == (0, "installed\n")
     names: dict[str, object] = {}
     exec((entry / "__init__.py").read_text(), names)
-    assert names["NODE_CLASS_MAPPINGS"] == {}
+    assert (names["NODE_CLASS_MAPPINGS"], names["WEB_DIRECTORY"]) == ({}, None)
 
 
 @pytest.mark.usefixtures("by_pip")

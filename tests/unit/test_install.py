@@ -173,3 +173,13 @@ def test_a_host_that_cannot_be_patched_gets_its_allocator_back(monkeypatch: pyte
     for _ in range(2):
         install._give_up(HostMismatch("a function that is not there"))
     assert put_back == [True]
+
+
+# ComfyUI's page.
+
+
+def test_the_page_loads_one_script_of_ours_and_none_while_we_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.web_directory() is None
+    monkeypatch.setattr(install, "_patches", object())
+    found = [path.name for path in Path(install.web_directory()).rglob("*") if path.is_file()]
+    assert found == ["comfy_parallel.js"]

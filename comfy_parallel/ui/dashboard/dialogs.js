@@ -15,7 +15,7 @@ export async function askMove(job, slots) {
   setText(byId("move-title"), t("move.title", { job: short(job.prompt_id) }));
   slot.replaceChildren(option("auto", t("auto")), ...slots.map((one) => option(one.gpu_id, slotLine(one))));
   slot.value = job.gpu_id ?? "auto";
-  priority.value = job.number ?? 0;
+  priority.value = job.priority;
   const before = [slot.value, priority.value];
   if ((await answer(byId("move"))) !== "apply") return null;
   const wish = {};

@@ -23,7 +23,7 @@ function updateWaiting(row, job, feed, act) {
   setText(id.firstChild, short(job.prompt_id));
   setAttribute(id.firstChild, "title", job.prompt_id);
   setText(where, slotOrAuto(job.gpu_id) + (job.alone ? ` · ${t("alone")}` : ""));
-  setText(priority, job.number ?? "–");
+  setText(priority, job.priority);
   setAttribute(waited.firstChild, "data-since", job.queued_at);
   setText(waited.firstChild, job.queued_at ? seconds(feed.since(job.queued_at)) : "–");
   setText(nodes, job.nodes ?? "–");

@@ -69,14 +69,14 @@ def test_a_running_job_with_its_progress(front: Any) -> None:
 def test_waiting_jobs_in_the_order_in_which_they_will_be_taken(front: Any) -> None:
     front.put(host_item("second", 2))
     front.put(host_item("first", 1))
-    front.slot_queues[1].put(host_item("third", 2))
+    front.slot_queues[1].put(host_item("urgent", 3, priority=5))
     for queue in front.slot_queues:
         queue.front.closing.pause([queue.slot.index])
     waiting = parts_of(front)["waiting"]
-    assert [(job["prompt_id"], job["gpu_id"], job["number"]) for job in waiting["jobs"]] == [
-        ("first", None, 1),
-        ("second", None, 2),
-        ("third", 1, 2),
+    assert [(job["prompt_id"], job["gpu_id"], job["priority"]) for job in waiting["jobs"]] == [
+        ("urgent", 1, 5),
+        ("first", None, 0),
+        ("second", None, 0),
     ]
     assert all(job["queued_at"] > 0 and job["nodes"] == 1 for job in waiting["jobs"])
 
@@ -113,12 +113,6 @@ def test_ended_jobs_with_their_picture_or_their_error(front: Any) -> None:
 )
 def test_outputs_of_any_shape_are_no_picture(outputs: Any) -> None:
     assert module._picture(outputs) is None
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), "x", None])
-def test_a_priority_that_is_no_number_is_not_told(front: Any, number: Any) -> None:
-    front.snapshot = lambda: SimpleNamespace(running=[[], []], pending=[[], []], unassigned=[host_item("odd", number)])
-    assert module._waiting(front.snapshot())["jobs"][0]["number"] is None
 
 
 def test_what_cannot_be_asked_of_a_device_is_told(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
