@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import outcome
+from tests.host.jobs import await_idle, interrupt, message, new_key, outcome
 from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node, txt2img
@@ -63,3 +64,148 @@ def test_four_slots_give_stocks_images_in_order(server: HostServer, make_server:
     assert pixels(server, entry) == expected
     assert pixels(server, run(server, shared(SEED, batch=2), slot=2)) == expected
     assert "participant 3" not in server.log()
+
+
+def told(seed: int, *, how: str = "plain", bad: int = -1, parties: int = 1, **inputs: Any) -> Workflow:
+    """A job that shows "seed@slot" of each participant, in order."""
+    share = node("CPTShare", key=new_key(), how=how, seed=["seed", 0], bad=bad, parties=parties)
+    return {
+        "seed": node("DistributedSeed", seed=seed),
+        "share": share,
+        "all": node("ParallelCollector", value=["share", 0], **inputs),
+        "out": node("CPTOut", value=["all", 0]),
+    }
+
+
+def values(entry: JSON) -> list[tuple[int, int]]:
+    """The seeds and slots that a job shows."""
+    assert outcome(entry) == "success", entry["status"]
+    parts = [text.split("@") for text in entry["outputs"]["out"]["value"]]
+    return [(int(seed), int(slot)) for seed, slot in parts]
+
+
+def seeds(entry: JSON) -> list[int]:
+    return [seed for seed, _ in values(entry)]
+
+
+def succeeded(server: HostServer) -> int:
+    return sum(queue["metrics"]["jobs_succeeded"] for queue in server.request("GET", "/queue/all")[1]["queues"])
+
+
+def test_all_slots_take_part_at_once_and_clients_see_one_job(server: HostServer) -> None:
+    before = set(server.request("GET", "/history")[1])
+    with server.websocket() as client:
+        job_id = server.submit(told(10, parties=4), client_id=client.client_id)["prompt_id"]
+        client.wait_for_end(job_id)
+        entry = server.wait([job_id])[job_id]
+        named = {event["data"].get("prompt_id", job_id) for event in client.events}
+        shares = {
+            event["data"]["participant"] for event in client.of_type("progress") if "participant" in event["data"]
+        }
+        remaining = [event["data"]["status"]["exec_info"]["queue_remaining"] for event in client.of_type("status")]
+    assert seeds(entry) == [10, 11, 12, 13]
+    assert {slot for _, slot in values(entry)} == {0, 1, 2, 3}
+    assert named == {job_id}
+    assert shares == {1, 2, 3}
+    assert max(remaining) == 1
+    await_idle(server)
+    assert set(server.request("GET", "/history")[1]) - before == {job_id}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"), [({"participants": 7}, 7), ({"participants": 1}, 1), ({}, 4)], ids=["more", "one", "all"]
+)
+def test_a_job_says_how_many_take_part(server: HostServer, inputs: JSON, count: int) -> None:
+    assert seeds(run(server, told(20, **inputs))) == list(range(20, 20 + count))
+
+
+def test_a_job_that_is_to_be_balanced_stays_whole(server: HostServer) -> None:
+    assert len(pixels(server, run(server, shared(SEED, load_balance=True)))) == 1
+
+
+@pytest.mark.parametrize("how", ["fail once", "kill once"])
+def test_a_share_that_is_lost_is_computed_again(server: HostServer, how: str) -> None:
+    start = len(server.log())
+    entry = run(server, told(30, how=how, bad=32, parties=4))
+    assert seeds(entry) == [30, 31, 32, 33]
+    lines = [line for line in server.log()[start:].splitlines() if "at the share of participant 2 of job" in line]
+    assert len(lines) == 1
+
+
+def test_a_share_that_fails_everywhere_fails_the_job_with_the_reason(server: HostServer) -> None:
+    entry = run(server, told(40, how="fail", bad=43, parties=4))
+    assert outcome(entry) == "error"
+    assert "failed by test" in message(entry, "execution_error")["exception_message"]
+    await_idle(server)
+    assert seeds(run(server, told(44, parties=4))) == [44, 45, 46, 47]
+
+
+@pytest.mark.parametrize("whom", ["the job", "a slot"])
+def test_an_interrupt_ends_the_job_and_its_shares(server: HostServer, whom: str) -> None:
+    with server.websocket() as client:
+        job_id = server.submit(told(50, how="hold", bad=52, parties=4), 0, client.client_id)["prompt_id"]
+        client.wait_for(lambda event: event["type"] == "executing" and event["data"].get("node") == "all")
+        slot = None if whom == "the job" else held_slot(server)
+        interrupt(server, job_id if whom == "the job" else None, slot)
+        entry = server.wait([job_id])[job_id]
+    assert outcome(entry) == "interrupted"
+    await_all_slots(server)
+
+
+def held_slot(server: HostServer) -> int:
+    """The slot that runs a share when the others are done."""
+
+    def busy() -> list[int]:
+        queues = server.request("GET", "/queue/all")[1]["queues"]
+        return [queue["gpu_id"] for queue in queues if queue["running_count"] and queue["gpu_id"] != 0]
+
+    deadline = time.monotonic() + 60
+    while len(found := busy()) != 1:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found[0]
+
+
+def await_all_slots(server: HostServer) -> None:
+    deadline = time.monotonic() + 60
+    while any(queue["running_count"] for queue in server.request("GET", "/queue/all")[1]["queues"]):
+        assert time.monotonic() < deadline, "a share still runs"
+        time.sleep(0.02)
+
+
+def test_slots_that_take_no_jobs_hold_up_nobody(server: HostServer) -> None:
+    server.request("POST", "/parallel/pause", {"gpu_ids": [1, 2, 3]})
+    try:
+        assert values(run(server, told(60))) == [(60, 0), (61, 0), (62, 0), (63, 0)]
+        assert pixels(server, run(server, shared(SEED))) == alone(server, 4)
+    finally:
+        server.request("POST", "/parallel/resume", {"gpu_ids": [1, 2, 3]})
+
+
+def test_a_job_that_is_cached_asks_nobody(server: HostServer) -> None:
+    workflow = told(70)
+    first = run(server, workflow, slot=0)
+    await_all_slots(server)
+    before = succeeded(server)
+    again = run(server, workflow, slot=0)
+    assert again["outputs"] == first["outputs"]
+    await_all_slots(server)
+    assert succeeded(server) == before + 1
+
+
+def test_many_shared_jobs_at_once_all_end(server: HostServer) -> None:
+    """Each slot gets jobs that all others are to take part in."""
+    jobs = {server.submit(told(1000 + 10 * index), index % 4)["prompt_id"]: 1000 + 10 * index for index in range(40)}
+    entries = server.wait(list(jobs), 300)
+    for job_id, first in jobs.items():
+        assert seeds(entries[job_id]) == [first, first + 1, first + 2, first + 3]
+
+
+def test_each_participant_takes_its_part_of_a_batch(server: HostServer) -> None:
+    workflow = {
+        "images": node("EmptyImage", width=8, height=8, batch_size=10, color=0x102030),
+        "part": node("ParallelDivider", value=["images", 0]),
+        "all": node("DistributedCollector", images=["part", 0]),
+        "save": node("SaveImage", images=["all", 0], filename_prefix="parts"),
+    }
+    assert len(pixels(server, run(server, workflow))) == 10

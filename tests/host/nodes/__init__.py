@@ -450,7 +450,7 @@ def start_after_file(execute: Callable[..., None]) -> Callable[..., None]:
 execution.PromptExecutor.execute = start_after_file(execution.PromptExecutor.execute)
 
 
-from . import ending, isolation, leftovers, saves, unprintable, weights  # noqa: E402 - they use what is defined above
+from . import ending, isolation, leftovers, saves, shares, unprintable, weights  # noqa: E402 - they use what is above
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
@@ -471,5 +471,5 @@ NODE_CLASS_MAPPINGS = {
         CPTExpand,
     )
 }
-for more in (ending, gpu, graphs, isolation, leftovers, overlap, saves, unprintable, weights):
+for more in (ending, gpu, graphs, isolation, leftovers, overlap, saves, shares, unprintable, weights):
     NODE_CLASS_MAPPINGS |= more.NODES

@@ -1,0 +1,64 @@
+"""A node that a participant of a shared job runs: it tells its seed and slot, and can fail, end its worker or wait."""
+
+# ruff: noqa: N802 - the host looks for INPUT_TYPES
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+PATIENCE_S = 60.0
+HOWS = ("plain", "fail once", "kill once", "fail", "hold")
+
+
+class CPTShare:
+    """Tells "seed@slot" when `parties` shares with the same key run at once. The one with the seed `bad` acts as
+    `how` says."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "tell"
+    RETURN_TYPES = ("STRING",)
+    changed = threading.Condition()
+    present: dict[str, set[int]] = {}
+    done: set[str] = set()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        numbers = {name: ("INT", {"default": default, "min": -1, "max": 2**40}) for name, default in DEFAULTS.items()}
+        return {"required": {"key": ("STRING", {}), "how": (list(HOWS),), **numbers}}
+
+    def tell(self, key: str, how: str, seed: int, bad: int, parties: int) -> tuple[str]:
+        from comfy_parallel.slots.slot import current_index
+
+        self.meet(key, seed, parties)
+        comfy.utils.ProgressBar(1).update(1)
+        if seed == bad:
+            self.misbehave(key, how)
+        return (f"{seed}@{current_index()}",)
+
+    def meet(self, key: str, seed: int, parties: int) -> None:
+        with self.changed:
+            self.present.setdefault(key, set()).add(seed)
+            self.changed.notify_all()
+            if not self.changed.wait_for(lambda: len(self.present[key]) >= parties, PATIENCE_S):
+                raise RuntimeError(f"only {sorted(self.present[key])} came")
+
+    def misbehave(self, key: str, how: str) -> None:
+        is_first = key not in self.done
+        self.done.add(key)
+        if how == "fail" or (how == "fail once" and is_first):
+            raise RuntimeError("failed by test")
+        if how == "kill once" and is_first:
+            raise SystemExit("killed by test")
+        end = time.monotonic() + PATIENCE_S
+        while how == "hold" and time.monotonic() < end:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.01)
+
+
+DEFAULTS = {"seed": 0, "bad": -1, "parties": 1}
+NODES = {CPTShare.__name__: CPTShare}
