@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Prompt = Mapping[str, Mapping[str, Any]]
@@ -13,40 +13,52 @@ PARTICIPANT = "participant"  # The hidden input that says whose share a node bel
 PARTICIPANTS = "participants"  # And how many there are.
 COLLECTOR = "collector_id"  # The hidden input that says which node of the job a collector is or stands for.
 MOST_PARTICIPANTS = 64
+MOST_BRANCHES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One job's shares. `collectors`: the nodes that gather what each share gives. `sources`: those that give each
     participant its own. `varied`: both, and all between them that is made from them, so it may differ from share to
-    share."""
+    share. `branches`: how many there are, for each collector that takes another one from each participant.
+    """
 
     prompt: Prompt
     collectors: tuple[str, ...]
     participants: int
     sources: frozenset[str]
     varied: frozenset[str]
+    branches: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_worth_sharing(self) -> bool:
         """Whether anything is computed that differs from share to share."""
-        return bool(self.varied - set(self.collectors))
+        return bool(self.branches) or bool(self.varied - set(self.collectors))
+
+    def shares_of(self, collector: str) -> int:
+        """How many participants give something to a collector."""
+        return self.branches.get(collector, self.participants)
+
+    def collectors_of(self, participant: int) -> list[str]:
+        """The collectors that a participant gives something to."""
+        return [collector for collector in self.collectors if participant < self.shares_of(collector)]
 
     def child_prompt(self, participant: int) -> dict[str, Any]:
-        """What a slot runs for one share: the collectors, and all that they are made from."""
-        wanted = upstream(self.prompt, self.collectors)
-        return {node_id: self._told(node_id, participant) for node_id in self.prompt if node_id in wanted}
+        """What a slot runs for one share: its collectors, and all that they are made from."""
+        told = {node_id: self._told(node_id, participant) for node_id in self.prompt}
+        wanted = upstream(told, self.collectors_of(participant))
+        return {node_id: node for node_id, node in told.items() if node_id in wanted}
 
     def share_graph(self, collector: str, participant: int, prefix: str) -> dict[str, Any]:
         """The same for one collector, as nodes to add to the job that runs: only what differs is there again.
 
         Every id starts with `prefix`; links to what does not differ go to the job's own nodes.
         """
-        wanted = upstream(self.prompt, [collector]) & self.varied
+        told = {node_id: self._told(node_id, participant) for node_id in self.prompt}
+        wanted = upstream(told, [collector]) & self.varied
         graph = {}
-        for node_id in self.prompt:
+        for node_id, node in told.items():
             if node_id in wanted:
-                node = self._told(node_id, participant)
                 inputs = {name: _relinked(value, wanted, prefix) for name, value in node["inputs"].items()}
                 graph[f"{prefix}{node_id}"] = {**node, "inputs": inputs, "override_display_id": node_id}
         return graph
@@ -58,6 +70,9 @@ class Plan:
             node["inputs"] |= {PARTICIPANT: participant, PARTICIPANTS: self.participants}
         if node_id in self.collectors:
             node["inputs"][COLLECTOR] = node_id
+        if node_id in self.branches:
+            others = {branch(one) for one in range(MOST_BRANCHES)} - {branch(participant)}
+            node["inputs"] = {name: value for name, value in node["inputs"].items() if name not in others}
         return node
 
 
@@ -67,8 +82,11 @@ def plan(
     collector_classes: Collection[str],
     source_classes: Collection[str],
     default_participants: int,
+    branch_classes: Collection[str] = (),
 ) -> Plan | None:
     """The shares of a job; None when it has no collector that `outputs` need, or one participant only.
+
+    `branch_classes` are the collectors that take something else from each participant: its own branch.
 
     A link that leads to no node is left to the host, which refuses such a job.
     """
@@ -76,12 +94,16 @@ def plan(
         return None
     needed = upstream(prompt, outputs)
     found = tuple(one for one in prompt if one in needed and prompt[one].get("class_type") in collector_classes)
-    count = participants([prompt[one].get("inputs", {}) for one in found], default_participants)
-    if not found or count < 2:
+    if not found:
+        return None
+    branches = {one: _count_branches(prompt[one]) for one in found if prompt[one].get("class_type") in branch_classes}
+    others = [prompt[one].get("inputs", {}) for one in found if one not in branches]
+    count = max([*branches.values(), participants(others, default_participants) if others else 1])
+    if count < 2:
         return None
     above = upstream(prompt, found)
     sources = frozenset(one for one in above if prompt[one].get("class_type") in source_classes)
-    return Plan(prompt, found, count, sources, downstream(prompt, sources.union(found), above))
+    return Plan(prompt, found, count, sources, downstream(prompt, sources.union(found), above), branches)
 
 
 def participants(collectors: Iterable[Mapping[str, Any]], default: int) -> int:
@@ -96,6 +118,20 @@ def participants(collectors: Iterable[Mapping[str, Any]], default: int) -> int:
     if asked or listed:
         return min(max(asked or listed), MOST_PARTICIPANTS)
     return 1 if any(one.get("load_balance") is True for one in inputs) else default
+
+
+def branch(index: int) -> str:
+    """The name of the input that brings a branch, counted from 0."""
+    return f"branch_{index + 1}"
+
+
+def _count_branches(node: Mapping[str, Any]) -> int:
+    """As many as the node says, else as far as something is connected."""
+    inputs = node.get("inputs", {})
+    said = inputs.get("num_branches")
+    if type(said) is int:
+        return min(max(said, 1), MOST_BRANCHES)
+    return max([index + 1 for index in range(MOST_BRANCHES) if branch(index) in inputs], default=1)
 
 
 def _workers(value: Any) -> list[Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from comfy_parallel.core.fan_out import COLLECTOR, PARTICIPANT
-from comfy_parallel.nodes.parallel import fan_out
+from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, PARTICIPANT
+from comfy_parallel.nodes.parallel import branches, fan_out
 from comfy_parallel.nodes.parallel.combine import combined
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, COUNT, HIDDEN, HIDDEN_COLLECTOR, PEERS_HIDDEN
+from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, COUNT, HIDDEN, HIDDEN_COLLECTOR, PEERS_HIDDEN, first
 
 REST = "ParallelCollectorRest"
 _BALANCE = (
@@ -47,6 +47,7 @@ def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
             optional={"participants": COUNT},
             types=(ANY,),
         ),
+        branches.COLLECTOR_NAME: branches.collector(lambda job, one: _gather(job, one, one, check_interrupt)),
         REST: _rest(check_interrupt),
     }
 
@@ -63,10 +64,10 @@ def _collector(
     def collect(self: Any, unique_id: Any, **given: Any) -> Any:
         own = [list(given.get(one, [None])) for one in inputs]
         job = fan_out.current()
-        collector = _first(given, COLLECTOR, unique_id[0])
+        collector = first(given, COLLECTOR, unique_id[0])
         if job is None or collector not in job.plan.collectors:  # The latter was made by a node while the job ran.
             return _together([own])
-        participant = _first(given, PARTICIPANT, 0)
+        participant = first(given, PARTICIPANT, 0)
         job.gathering.give(collector, participant, own)
         return _together([own]) if participant else _gather(job, collector, collector, check_interrupt)
 
@@ -81,7 +82,7 @@ def _collector(
 
     def is_changed(cls: type, /, **given: Any) -> Any:
         """A share's collector always runs, to leave what it has; the job's when the number of shares has changed."""
-        if _first(given, PARTICIPANT, 0):
+        if first(given, PARTICIPANT, 0):
             return math.nan
         job = fan_out.current()
         return 1 if job is None else job.plan.participants
@@ -106,7 +107,7 @@ def _rest(check_interrupt: Callable[[], None]) -> type:
     class ParallelCollectorRest:
         """Goes on gathering after the job has computed another participant's share. Only collectors make it."""
 
-        RETURN_TYPES = (ANY, ANY)
+        RETURN_TYPES = (ANY,) * MOST_BRANCHES
         FUNCTION = "collect"
         CATEGORY = CATEGORY
         DEPRECATED = True  # Front ends leave it out of their menus.
@@ -132,24 +133,20 @@ def _rest(check_interrupt: Callable[[], None]) -> type:
 
 def _gather(job: fan_out.FanOut, collector: str, node_id: str, check_interrupt: Callable[[], None]) -> Any:
     """What all participants made; or more nodes to run first, when a share has been begun by no slot."""
-    participant = job.gathering.next_to_compute(collector, check_interrupt)
+    count = job.plan.shares_of(collector)
+    participant = job.gathering.next_to_compute(collector, count, check_interrupt)
     if participant is None:
-        return _together(job.gathering.collected(collector))
+        given = job.gathering.collected(collector, count)
+        return branches.side_by_side(given) if collector in job.plan.branches else _together(given)
     prefix = f"{node_id}.{participant}:"
     graph = job.plan.share_graph(collector, participant, prefix)
     rest = f"{node_id}.{participant}.rest"
     inputs = {"after": [f"{prefix}{collector}", 0], "collector": collector}
     graph[rest] = {"class_type": REST, "inputs": inputs, "override_display_id": collector}
-    outputs = len(job.gathering.given(collector, 0))
+    outputs = MOST_BRANCHES if collector in job.plan.branches else len(job.gathering.given(collector, 0))
     return {"expand": graph, "result": tuple([rest, output] for output in range(outputs))}
 
 
 def _together(participants: Sequence[Values]) -> tuple[list[Any], ...]:
     """For each output what all participants gave."""
     return tuple(combined(shares) for shares in zip(*participants, strict=True))
-
-
-def _first(given: Mapping[str, Any], name: str, default: Any) -> Any:
-    """An input of a node that takes lists; those that were not sent are not there."""
-    values = given.get(name)
-    return default if not values else values[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comfy_parallel.core.fan_out import bounds
+from comfy_parallel.core.fan_out import PARTICIPANT, PARTICIPANTS, bounds
 from comfy_parallel.errors import NodeInputError
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN
+from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN, PEERS_HIDDEN, first
 
 MOST_PARTS = 10
 _PER_ITEM = ("noise_mask", "batch_index")  # What a latent has for each of its items, or once for all.
@@ -24,7 +24,7 @@ def nodes() -> dict[str, type]:
 
 def shares() -> dict[str, type]:
     """Those that give each participant its own part."""
-    return {"ParallelDivider": ParallelDivider}
+    return {node.__name__: node for node in (ParallelDivider, DistributedListSplitter)}
 
 
 def _divider(name: str, given: str, kind: str, part: str) -> type:
@@ -79,6 +79,23 @@ class ParallelDivider:
             start, end = bounds(len(value), count, index)
             return (list(value[start:end]),)
         return ([cut(value[0], *bounds(size(value[0]), count, index))],)
+
+
+class DistributedListSplitter(ParallelDivider):
+    """The same for a list of images, under the name that older workflows have."""
+
+    RETURN_TYPES = ("IMAGE",)  # type: ignore[assignment]
+    RETURN_NAMES = ("images",)
+    DESCRIPTION = "Each participant gets its own part of a list of images, in their order."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        mode = (["static", "dynamic"], {"default": "static", "tooltip": "Both divide the list into equal parts."})
+        return {"required": {"images": ("IMAGE",)}, "optional": {"mode": mode}, "hidden": {**HIDDEN, **PEERS_HIDDEN}}
+
+    def divide(self, images: Sequence[Any], **given: Any) -> tuple[list[Any]]:  # type: ignore[override]
+        start, end = bounds(len(images), _count(given.get(PARTICIPANTS)), first(given, PARTICIPANT, 0))
+        return (list(images[start:end]),)
 
 
 def _count(participants: Any) -> int:

@@ -36,12 +36,16 @@ _children: dict[str, FanOut] = {}  # What is queued for other slots, by the id o
 current = _RUNNING.get
 _collectors: frozenset[str] = frozenset()
 _sources: frozenset[str] = frozenset()
+_branching: frozenset[str] = frozenset()
 
 
-def use(collectors: Collection[str], sources: Collection[str]) -> None:
-    """Share out the jobs that have nodes of the classes `collectors`; `sources` give each participant its own."""
-    global _collectors, _sources
-    _collectors, _sources = frozenset(collectors), frozenset(sources)
+def use(collectors: Collection[str], sources: Collection[str], branching: Collection[str] = ()) -> None:
+    """Share out the jobs that have nodes of the classes `collectors`; `sources` give each participant its own.
+
+    `branching` are the collectors that take another branch of the workflow from each participant.
+    """
+    global _collectors, _sources, _branching
+    _collectors, _sources, _branching = frozenset(collectors), frozenset(sources), frozenset(branching)
 
 
 def default_participants() -> int:
@@ -60,10 +64,9 @@ def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
         slot = current_slot()
         if slot is None or not _collectors:
             return run()
-        child = _children.pop(prompt_id, None)
-        if child is not None:
-            return _run_share(self, child, prompt_id, slot, run)
-        planned = plan(prompt, execute_outputs, _collectors, _sources, default_participants())
+        if slot.run is not None and slot.run.share is not None:
+            return _run_share(self, _children.pop(prompt_id, None), slot, run)
+        planned = plan(prompt, execute_outputs, _collectors, _sources, default_participants(), _branching)
         if planned is None:
             return run()
         job = FanOut(prompt_id, planned, Gathering(planned.participants))
@@ -123,11 +126,14 @@ def _offer(queue: Any, job: FanOut) -> None:
         own = {key: value for key, value in extra_data.items() if key != "gpu_id"}
         told = {**own, "comfy_parallel": {"prompt_id": job.prompt_id, "participant": participant}}
         prompt = job.plan.child_prompt(participant)
-        queue.front.shares.put((number, child_id, prompt, told, list(job.plan.collectors), *rest), share, item)
+        queue.front.shares.put(
+            (number, child_id, prompt, told, job.plan.collectors_of(participant), *rest), share, item
+        )
 
 
-def _run_share(executor: Any, job: FanOut, child_id: str, slot: Slot, run: Callable[[], Any]) -> Any:
-    if not job.gathering.begin(job.participant, lambda: slot.state is SlotState.FAILED):
+def _run_share(executor: Any, job: FanOut | None, slot: Slot, run: Callable[[], Any]) -> Any:
+    """Run a share, unless its job has ended or computes it itself by now."""
+    if job is None or not job.gathering.begin(job.participant, lambda: slot.state is SlotState.FAILED):
         executor.success, executor.status_messages = True, []
         executor.history_result = {"outputs": {}, "meta": {}}
         executor.server.client_id = None

@@ -27,7 +27,6 @@ class Gathering:
     """The shares of one job, by participant from 1 on, and what each gave to each collector."""
 
     def __init__(self, participants: int) -> None:
-        self.participants = participants
         self._changed = threading.Condition()
         self._work = dict.fromkeys(range(1, participants), _Work.OURS)
         self._lost: dict[int, Callable[[], bool]] = {}
@@ -63,8 +62,8 @@ class Gathering:
             self._given.setdefault((collector, participant), values)
             self._changed.notify_all()
 
-    def next_to_compute(self, collector: str, check: Callable[[], None] = lambda: None) -> int | None:
-        """The participant whose share the parent is to compute now; None once all have given theirs.
+    def next_to_compute(self, collector: str, count: int, check: Callable[[], None] = lambda: None) -> int | None:
+        """The participant whose share the parent is to compute now; None once the first `count` have given theirs.
 
         Waits while others compute. `check()` is called all the while, and ends the waiting by an exception.
 
@@ -74,7 +73,7 @@ class Gathering:
         with self._changed:
             while True:
                 check()
-                missing = [one for one in range(1, self.participants) if (collector, one) not in self._given]
+                missing = [one for one in range(1, count) if (collector, one) not in self._given]
                 if not missing:
                     return None
                 for participant in reversed(missing):  # The queue gives the first to slots first.
@@ -93,10 +92,10 @@ class Gathering:
         """What a participant gave for a collector."""
         return self._given[collector, participant]
 
-    def collected(self, collector: str) -> list[Any]:
-        """What the participants gave, from participant 0 on."""
+    def collected(self, collector: str, count: int) -> list[Any]:
+        """What the first `count` participants gave, from participant 0 on."""
         with self._changed:
-            return [self._given[collector, one] for one in range(self.participants)]
+            return [self._given[collector, one] for one in range(count)]
 
     def close(self) -> None:
         """The job has ended: no share is to begin any more."""

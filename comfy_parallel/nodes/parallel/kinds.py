@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_parallel.core.fan_out import COLLECTOR, MOST_PARTICIPANTS, PARTICIPANT, PARTICIPANTS
 
 CATEGORY = "parallel"
@@ -41,3 +44,9 @@ class AnyType(str):
 
 
 ANY = AnyType("*")
+
+
+def first(given: Mapping[str, Any], name: str, default: Any) -> Any:
+    """An input of a node that takes lists; those that were not sent are not there."""
+    values = given.get(name)
+    return default if not values else values[0]

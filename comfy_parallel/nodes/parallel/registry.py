@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from comfy_parallel.nodes.parallel import collectors, dividers, fan_out, sources
+from comfy_parallel.nodes.parallel import branches, collectors, dividers, fan_out, sources
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,13 @@ def nodes(
         fan_out.use((), ())
         return {}
     collecting, giving = collectors.nodes(check_interrupt), {**sources.nodes(), **dividers.shares()}
-    made = {**collecting, **giving, **sources.others(), **dividers.nodes()}
+    others = {**sources.others(), **dividers.nodes(), branches.DistributedBranch.__name__: branches.DistributedBranch}
+    made = {**collecting, **giving, **others}
     ours = {name: made[name] if name not in known else known[name] for name in made}
     fan_out.use(
         [name for name in collecting if name != collectors.REST and is_ours(ours[name])],
         [name for name in giving if is_ours(ours[name])],
+        [branches.COLLECTOR_NAME],
     )
     return {name: node for name, node in made.items() if name not in known}
 

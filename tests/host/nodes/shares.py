@@ -60,5 +60,21 @@ class CPTShare:
             time.sleep(0.01)
 
 
+class CPTList:
+    """Two values in turn, `count` in all, as a list."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_IS_LIST = (True,)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"first": ("IMAGE",), "second": ("IMAGE",), "count": ("INT", {"default": 2})}}
+
+    def make(self, first: Any, second: Any, count: int) -> tuple[list[Any]]:
+        return ([(first, second)[index % 2] for index in range(count)],)
+
+
 DEFAULTS = {"seed": 0, "bad": -1, "parties": 1}
-NODES = {CPTShare.__name__: CPTShare}
+NODES = {node.__name__: node for node in (CPTShare, CPTList)}

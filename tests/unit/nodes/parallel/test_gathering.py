@@ -19,10 +19,10 @@ def test_what_nobody_has_begun_the_job_computes_last_first() -> None:
     for participant in (1, 2, 3):
         gathering.offer(participant)
     assert gathering.begin(1)
-    assert gathering.next_to_compute("c") == 3
+    assert gathering.next_to_compute("c", 4) == 3
     assert not gathering.begin(3)
     gathering.give("c", 3, "ours")
-    assert gathering.next_to_compute("c") == 2
+    assert gathering.next_to_compute("c", 4) == 2
 
 
 def test_values_come_in_the_order_of_the_participants() -> None:
@@ -30,8 +30,8 @@ def test_values_come_in_the_order_of_the_participants() -> None:
     for participant in (2, 0, 1):
         gathering.give("c", participant, f"of {participant}")
     gathering.give("c", 1, "late")
-    assert gathering.next_to_compute("c") is None
-    assert gathering.collected("c") == ["of 0", "of 1", "of 2"]
+    assert gathering.next_to_compute("c", 3) is None
+    assert gathering.collected("c", 3) == ["of 0", "of 1", "of 2"]
 
 
 def test_the_job_waits_for_a_share_that_runs() -> None:
@@ -39,7 +39,7 @@ def test_the_job_waits_for_a_share_that_runs() -> None:
     gathering.offer(1)
     assert gathering.begin(1)
     threading.Timer(0.05, gathering.give, ("c", 1, "there")).start()
-    assert gathering.next_to_compute("c") is None
+    assert gathering.next_to_compute("c", 2) is None
 
 
 @pytest.mark.parametrize("how", ["ended", "lost"])
@@ -49,9 +49,9 @@ def test_a_share_that_a_slot_failed_at_is_the_jobs(how: str) -> None:
     assert gathering.begin(1, lambda: how == "lost")
     if how == "ended":
         threading.Timer(0.05, gathering.end, (1,)).start()
-    assert gathering.next_to_compute("c") == 1
+    assert gathering.next_to_compute("c", 2) == 1
     with pytest.raises(ShareLost, match="participant 1 gave nothing to node c"):
-        gathering.next_to_compute("c")
+        gathering.next_to_compute("c", 2)
 
 
 def test_waiting_ends_by_an_interrupt() -> None:
@@ -66,7 +66,7 @@ def test_waiting_ends_by_an_interrupt() -> None:
 
     threading.Timer(0.05, is_stopped.set).start()
     with pytest.raises(Stop):
-        gathering.next_to_compute("c", check)
+        gathering.next_to_compute("c", 2, check)
 
 
 def test_nothing_begins_for_a_job_that_has_ended() -> None:
