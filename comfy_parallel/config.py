@@ -63,6 +63,21 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhooks:
+    """Where the end of a job may be told, and how that is signed.
+
+    Attributes:
+        url: told of every job that names no address itself.
+        hosts: `name` or `name:port` of the addresses that jobs may name.
+        secret: the key of the signatures.
+    """
+
+    url: str | None = None
+    hosts: tuple[str, ...] = ()
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What the user asked for. `None` means: decide from what the machine has."""
 
@@ -83,6 +98,8 @@ class Config:
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
     attempts: int = 2
+    webhooks: Webhooks = Webhooks()
+    serial_nodes: tuple[str, ...] = ()
 
     @property
     def shares_gpus(self) -> bool:
@@ -110,7 +127,7 @@ class Config:
             strict=_flag(env, "COMFY_PARALLEL_STRICT"),
             weights=_choice(env, "COMFY_PARALLEL_WEIGHTS", WEIGHTS),
             ram_gb=_gigabytes(env, "COMFY_PARALLEL_RAM_GB"),
-            preload=tuple(filter(None, map(str.strip, env.get("COMFY_PARALLEL_PRELOAD", "").split(",")))),
+            preload=_names(env, "COMFY_PARALLEL_PRELOAD"),
             graphs=_auto_or_off(env, "COMFY_PARALLEL_GRAPHS"),
             max_nodes=_count(env, "COMFY_PARALLEL_MAX_NODES", most=9_999_999),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
@@ -118,9 +135,9 @@ class Config:
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
             attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
-            trusted_proxies=tuple(
-                filter(None, map(str.strip, env.get("COMFY_PARALLEL_TRUSTED_PROXIES", "").split(",")))
-            ),
+            trusted_proxies=_names(env, "COMFY_PARALLEL_TRUSTED_PROXIES"),
+            webhooks=_webhooks(env),
+            serial_nodes=_names(env, "COMFY_PARALLEL_SERIAL_NODES"),
         )
 
 
@@ -200,6 +217,24 @@ def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str 
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: set it to {', '.join(choices[:-1])} or {choices[-1]}")
     return value
+
+
+def _names(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, env.get(name, "").split(","))))
+
+
+def _webhooks(env: Mapping[str, str]) -> Webhooks:
+    url = env.get("COMFY_PARALLEL_WEBHOOK", "").strip() or None
+    hosts = _names(env, "COMFY_PARALLEL_WEBHOOK_HOSTS")
+    secret = env.get("COMFY_PARALLEL_WEBHOOK_SECRET", "")
+    if url is not None and not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
+        raise ConfigError(f"COMFY_PARALLEL_WEBHOOK={url!r}: set it to an address like https://example.com/jobs")
+    for host in hosts:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?", host):
+            raise ConfigError(f"COMFY_PARALLEL_WEBHOOK_HOSTS: {host!r} is no host; write example.com or 10.0.0.2:9000")
+    if (url or hosts) and not secret:
+        raise ConfigError("COMFY_PARALLEL_WEBHOOK_SECRET is empty: set it to the key that signs webhooks")
+    return Webhooks(url=url, hosts=hosts, secret=secret)
 
 
 def _policy(env: Mapping[str, str]) -> Policy:

@@ -17,7 +17,7 @@ from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, H
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
-from comfy_parallel.isolation.packs import loader, verdicts
+from comfy_parallel.isolation.packs import loader, serial, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.journal.journal import Journal, Kept
 from comfy_parallel.nodes import registry
@@ -171,6 +171,7 @@ def _complete_server(server: Any) -> None:
     front.job_begins, front.job_ends = watch.begin, watch.end
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
+    _send_webhooks(server, front)
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
     per_slot.tell()
@@ -243,7 +244,19 @@ def _judge_packs() -> None:
     for name in verdicts.not_there(installed, _config.packs):
         logger.warning("comfy_parallel: COMFY_PARALLEL_PACKS names %r, but no node pack's folder is called so", name)
     alone = verdicts.classes_alone(facts.node_classes(), known, _config.packs)
+    chosen = [*serial.KNOWN, *serial.of_user(_config.serial_nodes)]
+    asynchronous, take_back = serial.make_serial(facts.node_classes(), chosen, facts.raise_if_interrupted)
+    _put_back.append(take_back)
+    alone |= dict.fromkeys(asynchronous, "COMFY_PARALLEL_SERIAL_NODES")
     items.when_to_run_alone(verdicts.by_classes(alone.keys()) if alone else None)
+
+
+def _send_webhooks(server: Any, front: Any) -> None:
+    if _config.webhooks.secret:
+        from comfy_parallel.http import webhooks
+
+        webhooks.use(_config.webhooks)
+        front.job_recorded = webhooks.Sender(server.loop).job_ended
 
 
 def _preload_files(server: Any, front: Any) -> None:

@@ -76,7 +76,11 @@ def node_classes() -> dict[str, type]:
 
 
 def raise_if_interrupted() -> None:
-    """End the calling slot's job here, as the host does, if it is to stop."""
+    """What the host's nodes call now and then.
+
+    Raises:
+        InterruptProcessingException: the host's, when the job was interrupted.
+    """
     import comfy.model_management
 
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_parallel.core.scope import Scope
-from comfy_parallel.slots.dispatcher import Asker
+from comfy_parallel.slots.desk import Asker
 from comfy_parallel.slots.items import client_of
 from comfy_parallel.slots.slot import Run
 

@@ -9,68 +9,17 @@ import heapq
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from comfy_parallel.config import Policy
 from comfy_parallel.core import schedule
 from comfy_parallel.core.fairness import FairShare
 from comfy_parallel.core.scope import SETTLED_FIELD
 from comfy_parallel.core.states import SlotEvent, SlotState
+from comfy_parallel.slots.desk import NOBODY, Asker, Desk
 from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is_item, priority_of, view_of
 from comfy_parallel.slots.ledger import Ledger
 from comfy_parallel.slots.slot import Run, Slot
-
-
-class Asker(NamedTuple):
-    """Who submits a job: as `Scope.peer`, `Scope.party` and `Scope.is_in_turn`."""
-
-    peer: str | None = None
-    party: Any = None
-    is_in_turn: bool = False
-
-
-NOBODY = Asker()
-
-
-class Desk:
-    """Where one slot finds the job that it is given. `inbox` holds it until the slot's worker takes it.
-
-    A node pack that replaces the queue's `get` takes from a list, as the host's own does: this one.
-    """
-
-    def __init__(self, slot: Slot, mutex: Any) -> None:
-        self.slot = slot
-        self.inbox: list[Any] = []
-        self.given: Any = None  # the job in `inbox` that also still is among those that wait
-        self.is_asked = False  # The worker is in the queue's `get`, or in what a node pack has put in its place.
-        self.taken: list[int] = []  # the numbers of the jobs that it has taken in this `get`
-        self.is_poked = False  # Its worker is to ask again.
-        self.has_declined = False  # It was given a job, and went to sleep again without taking it.
-        self.woken = threading.Condition(mutex)
-        self.flags: dict[str, Any] = {}
-
-    @property
-    def index(self) -> int:
-        return self.slot.index
-
-    @property
-    def last_client_id(self) -> Any:
-        return self.slot.last_client_id
-
-    @property
-    def models(self) -> frozenset[str]:
-        return self.slot.models
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether the slot runs, or is about to run, a job that runs alone."""
-        run = self.slot.run
-        return run.is_alone if run is not None else self.given is not None and bool(view_of(self.given).is_alone)
-
-    @property
-    def state(self) -> SlotState:
-        """As the schedule sees it."""
-        return SlotState.AWAY if self.has_declined else self.slot.state
 
 
 class Dispatcher:
@@ -88,6 +37,7 @@ class Dispatcher:
         self.is_started = False  # The slots' workers have been started.
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
+        self.job_recorded: Callable[[dict[str, Any], int], None] = lambda entry, index: None  # It is in the history.
         self.job_begins: Callable[[], None] = lambda: None  # both are called in the job's slot, on its worker's thread
         self.job_ends: Callable[[], None] = lambda: None
         self.policy = Policy()

@@ -17,7 +17,8 @@ from typing import Any
 from comfy_parallel.core import scope
 from comfy_parallel.slots.askers import asker_of
 from comfy_parallel.slots.closing import Closing
-from comfy_parallel.slots.dispatcher import Desk, Dispatcher
+from comfy_parallel.slots.desk import Desk
+from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, order_of, view_of
 from comfy_parallel.slots.room import check_room
 from comfy_parallel.slots.running_jobs import RunningJobs
@@ -83,6 +84,7 @@ class FrontQueue:
     is_started = _Shared()
     policy = _Shared()
     ledger = _Shared()
+    job_recorded = _Shared()
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -240,6 +242,8 @@ class FrontQueue:
                 entry["gpu_id"] = desk.index
             self.ledger.end(item_id, prompt_id, entry, self.history)
             self._dispatcher.end(item_id, entry.get("status"))
+            if entry:
+                self.job_recorded(entry, desk.index)
 
     def wipe_history(self) -> None:
         with self.mutex:

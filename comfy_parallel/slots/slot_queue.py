@@ -8,7 +8,8 @@ from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.slots import garbage, own_names, switches
-from comfy_parallel.slots.dispatcher import Desk, Dispatcher
+from comfy_parallel.slots.desk import Desk
+from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item, view_of
 from comfy_parallel.slots.slot import entered
 from comfy_parallel.slots.tally import Tally
