@@ -157,6 +157,7 @@ def await_end(server: HostServer) -> int | None:
 
 def test_sigterm_lets_running_jobs_end_and_tells_those_that_wait(make_server: MakeServer) -> None:
     server = make_server(slots="cpu,cpu", env={"COMFY_PARALLEL_DRAIN_S": "60"})
+    events = urllib.request.urlopen(f"{server.url}/parallel/events", timeout=WAIT_S)
     with server.websocket() as client:
         job_id = server.submit(progress(1, steps=30, ms=100), 0, client.client_id)["prompt_id"]
         client.wait_for(lambda event: event["type"] == "progress")
@@ -169,6 +170,10 @@ def test_sigterm_lets_running_jobs_end_and_tells_those_that_wait(make_server: Ma
         assert client.wait_for_end(job_id)["type"] == "execution_success"
         client.wait_for(lambda event: event["type"] == "executing" and event["data"]["node"] is None)
     assert await_end(server) == 0
+    with events:
+        assert events.readline() == b"event: snapshot\n"
+        while events.readline():  # A reader of the live data ends with the server, and does not keep it.
+            pass
     log = server.log()
     assert "2 jobs go on when the server is started again: each waits" in log
     server.start()
