@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import logging
@@ -89,10 +90,11 @@ def _add_events(routes: web.RouteTableDef, feed: Feed) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=_EVENT_HEADERS)
         try:
-            async for message in feed.events():
-                if not response.prepared:
-                    await response.prepare(request)
-                await asyncio.wait_for(response.write(message), WRITE_TIMEOUT_S)
+            async with contextlib.aclosing(feed.events()) as messages:
+                async for message in messages:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await asyncio.wait_for(response.write(message), WRITE_TIMEOUT_S)
         except TooManyReaders as error:
             return replies.refusal(error)
         except (ConnectionError, asyncio.TimeoutError):  # The reader went away, or reads no more.

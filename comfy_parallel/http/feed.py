@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from comfy_parallel.errors import TooManyReaders
@@ -41,7 +42,7 @@ class Feed:
         """End the events of all readers."""
         self._closed.set()
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """What one reader is told.
 
         Raises:
@@ -51,12 +52,13 @@ class Feed:
             raise TooManyReaders(MAX_READERS)
         self.readers += 1
         try:
-            async for message in self._messages():
-                yield message
+            async with contextlib.aclosing(self._messages()) as messages:
+                async for message in messages:
+                    yield message
         finally:
             self.readers -= 1
 
-    async def _messages(self) -> AsyncIterator[bytes]:
+    async def _messages(self) -> AsyncGenerator[bytes, None]:
         known: dict[str, str] = {}
         told_at = 0.0
         while not self._closed.is_set():

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
-from comfy_parallel.http import dashboard
+from comfy_parallel.http import dashboard, feed
 from comfy_parallel.http.dashboard import FILES_DIR, page_files
 from tests.fakes import host_item, take
 
@@ -100,6 +100,23 @@ async def test_events_begin_with_a_snapshot_and_end_with_the_server(client: Any)
     assert data["clock"] > 0
     await asyncio.wait_for(client.server.app.shutdown(), 30)
     await asyncio.wait_for(reply.content.read(), 30)
+
+
+async def test_a_reader_that_leaves_makes_room_for_another(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MAX_READERS", 1)
+    monkeypatch.setattr(feed, "ALIVE_S", 0.0)
+    monkeypatch.setattr(feed, "PAUSE_S", 0.01)
+    first = await client.get("/parallel/events")
+    refused = await client.get("/parallel/events")
+    assert (refused.status, (await refused.json())["error"]["type"]) == (503, "too_many_readers")
+    assert refused.headers["Retry-After"] == "10"
+    first.close()
+    for _ in range(1000):
+        reply = await client.get("/parallel/events")
+        if reply.status == 200:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("no room")
 
 
 async def test_a_preview_of_the_running_job(client: Any, front: Any) -> None:
