@@ -94,6 +94,7 @@ class Config:
     max_nodes: int | None = None
     packs: PackModes = PackModes()
     drain_s: float = 0.0
+    breaker: int = 5
     policy: Policy = Policy()
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
@@ -132,6 +133,7 @@ class Config:
             max_nodes=_count(env, "COMFY_PARALLEL_MAX_NODES", most=9_999_999),
             packs=_pack_modes(env, "COMFY_PARALLEL_PACKS"),
             drain_s=_seconds(env, "COMFY_PARALLEL_DRAIN_S"),
+            breaker=_count_or_off(env, "COMFY_PARALLEL_BREAKER", 5),
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
             attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
@@ -208,6 +210,15 @@ def _count(env: Mapping[str, str], name: str, *, most: int = 999) -> int | None:
     if not re.fullmatch(r"[0-9]{1,7}", value) or not 1 <= int(value) <= most:
         raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to {most}, or leave it unset")
     return int(value)
+
+
+def _count_or_off(env: Mapping[str, str], name: str, default: int) -> int:
+    value = env.get(name, "").strip()
+    if value in ("0", "off"):
+        return 0
+    if value and not re.fullmatch(r"[1-9][0-9]{0,2}", value):
+        raise ConfigError(f"{name}={value!r}: set it to a whole number from 1 to 999, or to 0 to switch it off")
+    return int(value or default)
 
 
 def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:

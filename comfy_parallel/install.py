@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
+from comfy_parallel.core.breaker import Limits
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch, JournalError
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import allocator, dynamic_vram, facts, secrets
@@ -26,6 +27,7 @@ from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
 from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
+from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots
 from comfy_parallel.slots.stopping import Stopping
@@ -169,6 +171,9 @@ def _complete_server(server: Any) -> None:
     own_names.tell_node_by(lambda: server.last_node_id)
     watch = process_state.job_watch(server.loop.call_soon_threadsafe)
     front.job_begins, front.job_ends = watch.begin, watch.end
+    breaking = Breaking(front.slot_queues, Limits(in_a_row=_config.breaker), device.check)
+    for queue in front.slot_queues:
+        queue.when_ended = breaking.job_ended
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
     _send_webhooks(server, front)

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from comfy_parallel.core.states import SlotState
 from comfy_parallel.http.health import Answers, answers_of
 from comfy_parallel.slots.slot import slots
 from comfy_parallel.slots.snapshot import Snapshot
@@ -39,6 +40,24 @@ class _SlotCollector(Collector):
         yield self._per_slot(CounterMetricFamily, "wait_seconds", "Time jobs waited", lambda s: s.stats.wait_seconds)
         yield self._per_slot(
             CounterMetricFamily, "out_of_memory", "Jobs that ran out of memory", lambda s: s.stats.out_of_memory
+        )
+        yield self._per_slot(
+            CounterMetricFamily,
+            "memory_retries",
+            "Jobs that ran once more after they had run out of memory",
+            lambda s: s.stats.memory_retries,
+        )
+        yield self._per_slot(
+            CounterMetricFamily,
+            "suspensions",
+            "Times the slot was suspended because it failed jobs in a row",
+            lambda s: s.stats.suspensions,
+        )
+        yield self._per_slot(
+            GaugeMetricFamily,
+            "slot_suspended",
+            "1 while the slot is suspended",
+            lambda s: int(s.state is SlotState.SUSPENDED),
         )
         yield self._per_slot(
             CounterMetricFamily,

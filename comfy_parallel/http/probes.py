@@ -20,7 +20,12 @@ def slot_state(front: Any, gpu_id: int) -> dict[str, Any]:
 def slots_health(front: Any) -> list[dict[str, Any]]:
     """Each slot's state, and whether its device answers."""
     return [
-        {**slot_state(front, one.slot.index), "device": one.slot.device, "health": one.health, "error": one.error}
+        {
+            **slot_state(front, one.slot.index),
+            "device": one.slot.device,
+            "health": one.health,
+            "error": one.error or one.slot.why_suspended,
+        }
         for one in answers_of(queue.slot for queue in front.slot_queues)
     ]
 

@@ -315,10 +315,16 @@ def _value(setting: Setting) -> Any:
 
 
 def _precision(path: str) -> Setting:
+    """Of products of matrices `ieee` reads as `none`: the older setting leaves that when it is put back."""
     import torch
 
     owner = operator.attrgetter(path)
-    return Setting(lambda: owner(torch).fp32_precision, lambda value: setattr(owner(torch), "fp32_precision", value))
+
+    def read() -> Any:
+        value = owner(torch).fp32_precision
+        return "none" if value == "ieee" and path.endswith("matmul") else value
+
+    return Setting(read, lambda value: setattr(owner(torch), "fp32_precision", value))
 
 
 def _hooks(kept: dict[Any, Any]) -> Setting:

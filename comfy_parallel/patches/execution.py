@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from comfy_parallel.errors import HostMismatch
-from comfy_parallel.isolation import kept_outputs
+from comfy_parallel.http import events
+from comfy_parallel.isolation import kept_outputs, out_of_memory
 from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.sources import ModuleSource
@@ -13,6 +17,7 @@ from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_from_call
 
 FAN_OUT = "one workflow over all slots"
+RETRIES = "a second run of jobs that find no memory"
 
 _METHODS = {
     "put": ("self", "item"),
@@ -44,6 +49,16 @@ class QueuePatch(Patch):
         return super().check_source(source)
 
 
+def _get_output(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_output_from_returns(return_values: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(return_values, obj, *args, **kwargs)
+        events.check_output(found[1])
+        return found
+
+    return get_output_from_returns
+
+
 PATCHES: tuple[Patch, ...] = (
     QueuePatch(
         target="execution:PromptQueue",
@@ -52,6 +67,26 @@ PATCHES: tuple[Patch, ...] = (
         why="One host queue must feed one queue per slot.",
         until="the host accepts a queue factory",
         hazards=(4, 5, 6, 7, 8, 9),
+    ),
+    Patch(
+        target="execution:PromptExecutor.execute",
+        wrap=out_of_memory.retrying,
+        params=("self", "prompt", "prompt_id"),
+        needs=("comfy.model_management:unload_all_models", "comfy.model_management:soft_empty_cache"),
+        feature=RETRIES,
+        spare=True,
+        why="A job that finds no memory may find it once its slot has given back what it keeps.",
+        until="the host tries again itself",
+    ),
+    Patch(
+        target="execution:PromptExecutor.handle_execution_error",
+        wrap=out_of_memory.deferring,
+        params=("self", "prompt_id", "prompt", "current_outputs", "executed", "error", "ex"),
+        needs=("comfy.model_management:OOM_EXCEPTION", "comfy.model_management:is_oom?"),
+        feature=RETRIES,
+        spare=True,
+        why="A job that is run once more has not failed.",
+        until="the host tries again itself",
     ),
     Patch(
         target="execution:PromptExecutor.execute",
@@ -75,5 +110,14 @@ PATCHES: tuple[Patch, ...] = (
         why="Shares are queued once it is known that the job's collectors are not cached.",
         until="the host can share out a job",
         feature=FAN_OUT,
+    ),
+    Patch(
+        target="execution:get_output_from_returns",
+        wrap=_get_output,
+        params=("return_values", "obj"),
+        spare=True,
+        feature="a check of what nodes show",
+        why="What a node shows and is no JSON ends the process when it is sent, and breaks the history for all.",
+        until="the host checks what nodes show",
     ),
 )

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import current_scope
-from comfy_parallel.http import middleware
+from comfy_parallel.core.shown import clipped, shown
+from comfy_parallel.http import events, middleware, outboxes
 from comfy_parallel.patching.engine import Addition, Patch
 from comfy_parallel.slots import pool
+from comfy_parallel.slots.items import error_text
 from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, slots
 
+logger = logging.getLogger(__name__)
+
+_MOST = 300  # characters of a reason in the log
+_OF_FAILURES = ("execution_error", "execution_interrupted")  # A job cannot fail of telling that it has failed.
 _ENDS = frozenset(("execution_success", "execution_error", "execution_interrupted"))
 _HAND_OVER_S = 50e-6  # The event loop tells the client now, not when this thread next lets go of the interpreter.
 
@@ -87,6 +94,8 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
                 return
         elif slot is not None and isinstance(data, dict) and "prompt_id" in data:
             data = {**data, "gpu_id": slot.index}
+        if slot is not None and isinstance(data, dict):
+            data = _as_json(self, event, data, sid)
         send = functools.partial(original, self, event, data, sid, *args, **kwargs)
         if event in _ENDS and run is not None and _is_of(data, run.prompt_id):
             run.at_end.append(send)  # Who hears that a job has ended may look into the history at once.
@@ -102,12 +111,23 @@ def _is_of(data: Any, prompt_id: Any) -> bool:
     return isinstance(data, dict) and data.get("prompt_id") == prompt_id
 
 
+def _as_json(server: Any, event: Any, data: dict[Any, Any], sid: Any) -> dict[Any, Any]:
+    is_heard = sid in server.sockets if sid is not None else bool(server.sockets)
+    return events.encoded(event, data) if is_heard and event not in _OF_FAILURES else data
+
+
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The host tells a client that connects which node runs in one job of its; we tell it of the others."""
+    """The host tells a client that connects which node runs in one job of its; we tell it of the others.
+
+    What cannot be sent is said in the log: in the host it ends the loop that sends all events, and so the process.
+    """
 
     @functools.wraps(original)
     async def send(self: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> None:
-        await original(self, event, data, sid, *args, **kwargs)
+        try:
+            await original(self, event, data, sid, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever a node has put into it
+            logger.error("the event %s cannot be sent: %s", shown(event), clipped(error_text(error), _MOST))
         viewed = current_scope().viewed_slots
         if viewed and event == "status" and isinstance(data, dict) and "sid" in data:
             for index in viewed[1:]:
@@ -139,6 +159,15 @@ def _send_preview(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 PATCHES: tuple[Patch, ...] = (
+    Patch(
+        target="server:send_socket_catch_exception",
+        wrap=outboxes.sender,
+        params=("function", "message"),
+        spare=True,
+        feature="a pace of its own for each client",
+        why="A client that reads slowly must not keep the others waiting.",
+        until="the host sends to each client on its own",
+    ),
     *(
         Addition(
             target=f"server:PromptServer.{name}",

@@ -66,7 +66,9 @@ class SlotStats:
     failed: int = 0
     interrupted: int = 0
     out_of_memory: int = 0
+    memory_retries: int = 0  # jobs that ran once more after they had run out of memory
     worker_restarts: int = 0
+    suspensions: int = 0  # times the slot was suspended because it failed jobs in a row
     waits: Histogram = field(default_factory=Histogram)
     runs: Histogram = field(default_factory=Histogram)
     series: Series = field(default_factory=Series)
@@ -90,6 +92,7 @@ class Slot:
         self.run: Run | None = None
         self.state = SlotState.STARTING
         self.is_recording = False
+        self.why_suspended: str | None = None
         self.last_client_id: Any = _NOBODY
         self.models: frozenset[str] = frozenset()  # the weight files of the last job that had any
         self.stats = SlotStats()
@@ -106,6 +109,8 @@ class Slot:
             ValueError: when this cannot happen now.
         """
         self.state = next_state(self.state, event)
+        if event is SlotEvent.RESUME:
+            self.why_suspended = None
 
     def begin_run(self, run: Run, waited_s: float) -> None:
         """Note what the slot runs now, and how long that had waited."""

@@ -11,7 +11,7 @@ from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item, view_of
-from comfy_parallel.slots.slot import entered
+from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.slots.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class SlotQueue:
         self._dispatcher, self._desk = dispatcher, desk
         self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
         self._tally = Tally(desk.slot)
+        self.when_ended: Callable[[Slot, Any], None] = lambda slot, item: None  # after it has come into the history
         self._was_freed = False
         self._taken: Any = None  # the item that `get` gave last, and its number
         self._taken_id = -1
@@ -102,6 +103,7 @@ class SlotQueue:
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
         self._dispatcher.ledger.flush()
+        self.when_ended(self.slot, self._taken)
         self._tally.job_ended(self._count_waiting)
 
     def _count_waiting(self) -> int:

@@ -86,7 +86,8 @@ def starting_shares(add_message: Callable[..., Any]) -> Callable[..., Any]:
         job = current()
         if event == "execution_cached" and job is not None and job.participant == 0:
             cached = set(data.get("nodes", ()))
-            if job.plan.is_worth_sharing and not cached.issuperset(job.plan.collectors):
+            is_first = not job.children  # A job that ran out of memory runs once more.
+            if is_first and job.plan.is_worth_sharing and not cached.issuperset(job.plan.collectors):
                 _offer(self.server.prompt_queues[_here().index], job)
         return add_message(self, event, data, *args, **kwargs)
 

@@ -1,0 +1,50 @@
+"""However a node ends, its job fails with the reason, its slot works on, and the other slot notices nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host.jobs import message, outcome, quick, shown
+from tests.host.pool import ServerPool
+from tests.host.server import HostServer
+from tests.host.workflows import Workflow, node
+
+pytestmark = pytest.mark.host
+
+KINDS = {
+    "exit": "SystemExit",
+    "keyboard": "KeyboardInterrupt",
+    "generator": "GeneratorExit",
+    "cancelled": "CancelledError",
+    "own": "Own",
+    "stop": "StopIteration",
+    "stop_async": "StopAsyncIteration",
+    "recursion": "RecursionError",
+    "cause": "ValueError",
+    "outside": "Own",
+}
+
+
+@pytest.fixture(scope="module")
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
+
+
+def raises(kind: str) -> Workflow:
+    return {"bad": node("CPTRaises", kind=kind), "out": node("CPTOut", value=["bad", 0])}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_job_fails_and_nothing_else(server: HostServer, kind: str) -> None:
+    with server.websocket() as client:
+        job_id = server.submit(raises(kind), 0, client.client_id)["prompt_id"]
+        other = server.submit(quick(700), 1)["prompt_id"]
+        end = client.wait_for_end(job_id, 60)
+        entries = server.wait([job_id, other])
+    assert (end["type"], end["data"]["prompt_id"]) == ("execution_error", job_id)
+    error = message(entries[job_id], "execution_error")
+    if kind != "stop":  # A coroutine cannot raise it: Python makes another error of it.
+        assert error["exception_type"].rpartition(".")[2] == KINDS[kind]
+    assert (outcome(entries[other]), shown(entries[other])) == ("success", 700)
+    entry = server.run(quick(701), 0)
+    assert (outcome(entry), shown(entry), entry["gpu_id"]) == ("success", 701, 0)
