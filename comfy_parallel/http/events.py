@@ -12,6 +12,8 @@ from comfy_parallel.core.shown import clipped
 logger = logging.getLogger(__name__)
 
 _MOST = 300  # characters of a reason
+_NO_JSON = (TypeError, ValueError, RecursionError, OverflowError)
+_encode = json.dumps
 _last: tuple[Any, str] = (None, "")  # the message that was encoded last: an event for all clients is encoded once
 
 
@@ -44,7 +46,10 @@ def encoded(event: Any, data: dict[str, Any]) -> Encoded:
     Raises:
         TypeError: when it is no JSON; it says which event, and why.
     """
-    return Encoded(data, checked(data, f"the event {clipped(repr(event), _MOST)} cannot be sent to a client"))
+    try:
+        return Encoded(data, _encode(data))
+    except _NO_JSON as error:
+        raise _refused(f"the event {clipped(repr(event), _MOST)} cannot be sent to a client", error) from error
 
 
 def checked(value: Any, what: str) -> str:
@@ -54,9 +59,13 @@ def checked(value: Any, what: str) -> str:
         TypeError: when it has none, beginning with `what`.
     """
     try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise TypeError(f"{what}, because it is no JSON: {clipped(str(error), _MOST)}") from error
+        return _encode(value)
+    except _NO_JSON as error:
+        raise _refused(what, error) from error
+
+
+def _refused(what: str, error: BaseException) -> TypeError:
+    return TypeError(f"{what}, because it is no JSON: {clipped(str(error), _MOST)}")
 
 
 def text_of(message: dict[str, Any]) -> str | None:

@@ -91,6 +91,8 @@ class SharedSettings:
 
     def _look(self) -> None:
         now = dict(self._read())
+        if _are_same(now, self._seen):
+            return
         for name in {**now, **self._seen}:
             if not _same(now.get(name, ABSENT), self._seen.get(name, ABSENT)):
                 self._changed(name, now.get(name, ABSENT), set(self._running))
@@ -147,6 +149,8 @@ class OwnSettings:
     def end(self) -> list[Leftover]:
         """It has ended, on the same thread: what it left is put back and returned."""
         now = self._read()
+        if _are_same(dict(now), dict(self._before)):
+            return []
         known = {name: before for name, before in self._before.items() if before is not UNREADABLE}
         left = [Leftover(name, now[name], before) for name, before in known.items() if not _same(now[name], before)]
         for one in left:
@@ -185,6 +189,14 @@ def _shown(name: str, value: Any) -> str:
     if value is ABSENT or value is UNREADABLE:
         return "nothing" if value is ABSENT else "what cannot be read"
     return "a value" if name.startswith(ENVIRONMENT) else clipped(repr(value), _MOST)  # It may be a password.
+
+
+def _are_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Quickly whether nothing has changed, as after nearly all jobs; False where that is not known."""
+    try:
+        return now == before
+    except Exception:  # noqa: BLE001 - what a job has put there may refuse to be compared
+        return False
 
 
 def _same(one: Any, other: Any) -> bool:
