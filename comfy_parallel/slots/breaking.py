@@ -12,7 +12,7 @@ from comfy_parallel.core.states import CLOSED, SlotEvent, SlotState
 from comfy_parallel.errors import DeviceError
 from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import client_of, is_item
-from comfy_parallel.slots.slot import Slot
+from comfy_parallel.slots.slot import Ended, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,14 @@ class Breaking:
         self._dispatcher: Dispatcher = queues[0].front._dispatcher
         self._check, self._after = check, after
         self._breaker = Breaker(limits, len(queues))
+        self._last: dict[int, Ended] = {}
 
     def job_ended(self, slot: Slot, item: Any) -> None:
         """The slot's last job has ended, and was this item."""
-        if not slot.stats.last or slot.stats.last[-1].outcome == "interrupted":
+        last = slot.stats.last[-1] if slot.stats.last else None
+        if last is None or last is self._last.get(slot.index) or last.outcome == "interrupted":
             return
-        last = slot.stats.last[-1]
+        self._last[slot.index] = last  # A node pack may end a job twice.
         end = JobEnd(slot.index, _kind_of(item), last.outcome == "succeeded", last.ran_s)
         with self._dispatcher.mutex:
             open_slots = [desk.index for desk in self._dispatcher.desks if desk.slot.state not in CLOSED]
