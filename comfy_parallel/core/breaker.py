@@ -3,7 +3,8 @@
 A slot that fails fast is the first to be idle again, so it would take, and fail, every job that any slot may take.
 After some failures in a row it is suspended. That is also how the question is settled: its jobs go to other slots.
 Where the same client's jobs of the same kind fail there too, the jobs were to blame, and the slot is resumed at once.
-Otherwise it is tried with one job after a pause, and suspended for twice as long when that fails.
+Otherwise it is tried with one job after a pause, and suspended for twice as long when that fails. One client's jobs of
+one kind that are bound to the slot say nothing of it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ class Limits(NamedTuple):
 
 
 class JobEnd(NamedTuple):
-    """How a job ended on a slot. `kind`: what it has in common with jobs like it, and its client."""
+    """How a job ended on a slot. `kind`: what it has in common with jobs like it, and its client.
+
+    `is_bound`: no other slot could have taken it, so none will show whether it was to blame.
+    """
 
     slot: int
     kind: Hashable
     succeeded: bool
     ran_s: float
+    is_bound: bool = False
 
 
 class Suspension(NamedTuple):
@@ -45,6 +50,7 @@ class _Seen:
 
     kinds: set[Hashable] = field(default_factory=set)  # of the jobs that it has failed in a row
     failures: int = 0
+    can_be_settled: bool = False  # Other slots may take such jobs, or several clients' jobs or kinds of jobs failed.
     failed_elsewhere: dict[Hashable, set[int]] = field(default_factory=dict)
     pause_s: float = 0.0
     is_suspended: bool = False
@@ -84,9 +90,10 @@ class Breaker:
         seen = self._seen[end.slot]
         seen.failures += 1
         seen.kinds.add(end.kind)
+        seen.can_be_settled = seen.can_be_settled or not end.is_bound or len(seen.kinds) > 1
         is_enough = seen.is_tried or seen.failures >= self._limits.in_a_row
         others = [slot for slot in open_slots if slot != end.slot]
-        if not is_enough or not others or self._is_cleared(end.slot):
+        if not is_enough or not seen.can_be_settled or not others or self._is_cleared(end.slot):
             return None
         seen.is_suspended, seen.is_tried = True, False
         return Suspension(end.slot, self._longer(seen), seen.failures)

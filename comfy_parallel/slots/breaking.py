@@ -48,7 +48,8 @@ class Breaking:
         if last is None or last is self._last.get(slot.index) or last.outcome == "interrupted":
             return
         self._last[slot.index] = last  # A node pack may end a job twice.
-        end = JobEnd(slot.index, _kind_of(item), last.outcome == "succeeded", last.ran_s)
+        is_bound = getattr(item, "target", None) is not None
+        end = JobEnd(slot.index, _kind_of(item), last.outcome == "succeeded", last.ran_s, is_bound)
         with self._dispatcher.mutex:
             open_slots = [desk.index for desk in self._dispatcher.desks if desk.slot.state not in CLOSED]
             suspension, cleared = self._breaker.ended(end, open_slots)

@@ -64,8 +64,10 @@ def test_jobs_that_fail_everywhere_suspend_no_slot_for_long(server: HostServer) 
 
 
 def test_an_operator_resumes_it_at_once(server: HostServer) -> None:
-    for _ in range(5):
+    for number in range(9):  # One client's jobs that are bound to it say nothing of a slot, two kinds of jobs do.
         server.run(breaks("1"), 1)
+        assert slots_shown(server)[1]["state"] == "idle", number
+    server.run({**breaks("1"), "more": node("CPTOut", value=["one", 0]), "one": node("CPTConstInt", value=1)}, 1)
     assert slots_shown(server)[1]["state"] == "suspended"
     status, reply = server.request("POST", "/parallel/resume", {}, headers={"X-TARGET-GPU": "1"})
     assert (status, reply["slots"][0]["state"]) == (200, "idle")

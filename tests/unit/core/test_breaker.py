@@ -36,6 +36,12 @@ def test_a_success_or_a_slow_failure_between_does_not(breaker: Breaker) -> None:
     assert [fail(breaker, 1, ran_s=60) for _ in range(9)] == [(None, [])] * 9
 
 
+def test_one_clients_jobs_that_are_bound_to_it_say_nothing_and_several_clients_do(breaker: Breaker) -> None:
+    bound = JobEnd(1, "k", False, 0.1, is_bound=True)
+    assert [breaker.ended(bound, ALL) for _ in range(20)] == [(None, [])] * 20
+    assert breaker.ended(bound._replace(kind="another client's"), ALL) == (Suspension(1, 10, 21), [])
+
+
 def test_off_is_off() -> None:
     breaker = Breaker(Limits(in_a_row=0), 2)
     assert [fail(breaker, 0, open_slots=range(2)) for _ in range(99)] == [(None, [])] * 99

@@ -35,7 +35,7 @@ class Bench:
 
     def run(self, slot: int, *, ok: bool) -> None:
         queue = self.front.slot_queues[slot]
-        queue.put(host_item("a"))
+        self.front.put(host_item("a"))
         run_next(queue, succeeded() if ok else failed(ERROR))
         assert take(queue) is None
 
@@ -102,6 +102,15 @@ def test_a_pause_of_the_operators_is_not_ended(bench: Bench) -> None:
     assert bench.states()[0] is SlotState.PAUSED
     bench.front.closing.resume([0])
     assert bench.states()[0] not in (SlotState.PAUSED, SlotState.SUSPENDED)
+
+
+def test_jobs_of_one_client_that_are_bound_to_it_suspend_no_slot(bench: Bench) -> None:
+    queue = bench.front.slot_queues[1]
+    for _ in range(9):
+        queue.put(host_item("a"))
+        run_next(queue, failed(ERROR))
+        assert take(queue) is None
+    assert bench.states()[1] is not SlotState.SUSPENDED
 
 
 def test_an_interrupted_job_says_nothing(bench: Bench) -> None:
