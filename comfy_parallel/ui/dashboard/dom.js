@@ -25,21 +25,33 @@ export function show(element, isShown) {
   if (element.hidden === isShown) element.hidden = !isShown;
 }
 
-/** Give a parent one child per item, in order. Children stay the same elements, so focus stays where it is. */
+/**
+ * Give a parent one child per item, in order. Children stay the same elements, and keep the focus.
+ * Items may share a key, as jobs that were submitted with one id do.
+ */
 export function keyed(parent, items, keyOf, make, update) {
+  const keys = uniqueKeys(items.map(keyOf));
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const focused = parent.getRootNode().activeElement;
+  for (const key of keys) known.delete(key);
+  for (const child of known.values()) child.remove(); // first, so that those which stay need not move
+  const staying = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   let place = parent.firstElementChild;
-  for (const item of items) {
-    const key = String(keyOf(item));
-    let child = known.get(key);
-    if (child) known.delete(key);
-    else {
-      child = make(item);
-      child.dataset.key = key;
-    }
+  for (const [index, item] of items.entries()) {
+    const child = staying.get(keys[index]) ?? make(item);
+    child.dataset.key = keys[index];
     if (child === place) place = place.nextElementSibling;
     else parent.insertBefore(child, place);
     update(child, item);
   }
-  for (const child of known.values()) child.remove();
+  if (parent.contains(focused) && parent.getRootNode().activeElement !== focused) focused.focus({ preventScroll: true });
+}
+
+function uniqueKeys(keys) {
+  const counts = new Map();
+  return keys.map((key) => {
+    const count = counts.get(key) ?? 0;
+    counts.set(key, count + 1);
+    return count ? `${key}#${count}` : String(key);
+  });
 }
