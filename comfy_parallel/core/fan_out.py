@@ -43,6 +43,11 @@ class Plan:
         """The collectors that a participant gives something to."""
         return [collector for collector in self.collectors if participant < self.shares_of(collector)]
 
+    def collectors_below(self, node_id: str) -> list[str]:
+        """The collectors of what this node gives."""
+        below = downstream(self.prompt, [node_id], upstream(self.prompt, self.collectors))
+        return [collector for collector in self.collectors if collector in below]
+
     def child_prompt(self, participant: int) -> dict[str, Any]:
         """What a slot runs for one share: its collectors, and all that they are made from."""
         told = {node_id: self._told(node_id, participant) for node_id in self.prompt}
@@ -66,6 +71,7 @@ class Plan:
     def _told(self, node_id: str, participant: int) -> dict[str, Any]:
         """A node that knows whose share it belongs to, if that matters to it."""
         node = {**self.prompt[node_id], "inputs": dict(self.prompt[node_id].get("inputs", {}))}
+        node.pop("is_changed", None)  # What the host has noted is the job's.
         if node_id in self.sources or node_id in self.collectors:
             node["inputs"] |= {PARTICIPANT: participant, PARTICIPANTS: self.participants}
         if node_id in self.collectors:

@@ -190,6 +190,13 @@ def test_a_job_that_is_cached_asks_nobody(server: HostServer) -> None:
     assert succeeded(server) == before + 1
 
 
+def test_a_slot_that_has_a_share_cached_gives_it_all_the_same(server: HostServer) -> None:
+    workflow = told(80, parties=4)
+    assert [slot for _, slot in values(run(server, workflow, slot=0))][1:] != [0, 0, 0]
+    workflow["all"]["inputs"]["participants"] = 5  # It collects again, from one more.
+    assert seeds(run(server, workflow, slot=0)) == [80, 81, 82, 83, 84]
+
+
 def test_many_shared_jobs_at_once_all_end(server: HostServer) -> None:
     """Each slot gets jobs that all others are to take part in."""
     jobs = {server.submit(told(1000 + 10 * index), index % 4)["prompt_id"]: 1000 + 10 * index for index in range(40)}
@@ -198,14 +205,25 @@ def test_many_shared_jobs_at_once_all_end(server: HostServer) -> None:
         assert seeds(entries[job_id]) == [first, first + 1, first + 2, first + 3]
 
 
-def test_each_participant_takes_its_part_of_a_batch(server: HostServer) -> None:
+@pytest.mark.parametrize("count", [10, 3, 1])
+@pytest.mark.parametrize("paused", [[], [1, 2, 3]], ids=["all slots", "one slot"])
+def test_each_participant_takes_its_part_of_a_batch(server: HostServer, count: int, paused: list[int]) -> None:
+    """Who has no part of it computes nothing: the nodes in between cannot do without an image."""
     workflow = {
-        "images": node("EmptyImage", width=8, height=8, batch_size=10, color=0x102030),
+        "images": node("EmptyImage", width=8, height=8, batch_size=count, color=0x102030),
         "part": node("ParallelDivider", value=["images", 0]),
-        "all": node("DistributedCollector", images=["part", 0]),
+        "some": node("CPTSome", images=["part", 0], salt=new_key()),
+        "all": node("DistributedCollector", images=["some", 0]),
         "save": node("SaveImage", images=["all", 0], filename_prefix="parts"),
     }
-    assert len(pixels(server, run(server, workflow))) == 10
+    if paused:
+        server.request("POST", "/parallel/pause", {"gpu_ids": paused})
+    try:
+        assert len(pixels(server, run(server, workflow, slot=0))) == count
+        workflow["some"]["inputs"]["salt"] = new_key()  # What is above it is cached now.
+        assert len(pixels(server, run(server, workflow, slot=0))) == count
+    finally:
+        server.request("POST", "/parallel/resume", {})
 
 
 @pytest.mark.parametrize("parties", [3, 1], ids=["at once", "in turn"])
@@ -227,16 +245,18 @@ def test_each_participant_computes_its_branch(server: HostServer, parties: int) 
         assert len({one[0].partition("@")[2] for one in found}) == 3
 
 
-def test_each_participant_takes_its_part_of_a_list(server: HostServer) -> None:
+@pytest.mark.parametrize("count", [5, 2])
+def test_each_participant_takes_its_part_of_a_list(server: HostServer, count: int) -> None:
     """Images of different sizes stay a list."""
     workflow = {f"image{size}": node("EmptyImage", width=size, height=8, batch_size=1, color=0) for size in (8, 16)}
     workflow |= {
-        "list": node("CPTList", first=["image8", 0], second=["image16", 0], count=5),
+        "list": node("CPTList", first=["image8", 0], second=["image16", 0], count=count),
         "part": node("DistributedListSplitter", images=["list", 0], mode="static"),
-        "all": node("DistributedListCollector", images=["part", 0]),
+        "some": node("CPTSome", images=["part", 0], salt=new_key()),
+        "all": node("DistributedListCollector", images=["some", 0]),
         "save": node("SaveImage", images=["all", 0], filename_prefix="list"),
     }
     entry = run(server, workflow)
     assert outcome(entry) == "success", entry["status"]
     names = [image["filename"] for image in entry["outputs"]["save"]["images"]]
-    assert [Image.open(server.base_dir / "output" / name).width for name in names] == [8, 16, 8, 16, 8]
+    assert [Image.open(server.base_dir / "output" / name).width for name in names] == [8, 16, 8, 16, 8][:count]

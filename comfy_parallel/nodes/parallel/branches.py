@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, PARTICIPANT, branch
 from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.nodes.parallel.combine import combined
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN, HIDDEN_COLLECTOR, PEERS_HIDDEN, first
+from comfy_parallel.nodes.parallel.kinds import (
+    ANY,
+    CATEGORY,
+    HIDDEN,
+    HIDDEN_COLLECTOR,
+    PEERS_HIDDEN,
+    first,
+    never_cached,
+)
 
 COLLECTOR_NAME = "DistributedBranchCollector"
 _COUNT = ("INT", {"default": 2, "min": 2, "max": MOST_BRANCHES})
@@ -61,7 +68,7 @@ def collector(gather: Gather) -> type:
         @classmethod
         def IS_CHANGED(cls, /, **given: Any) -> float:  # noqa: N802 - the host's name
             """A share's collector always runs, to leave what it has."""
-            return math.nan if first(given, PARTICIPANT, 0) else 0.0
+            return never_cached() if first(given, PARTICIPANT, 0) else 0.0
 
         def check_lazy_status(self, unique_id: Any, **given: Any) -> list[str]:
             """The branches that are computed here: the participant's own; all in a job that is not shared."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, PARTICIPANT
 from comfy_parallel.nodes.parallel import branches, fan_out
 from comfy_parallel.nodes.parallel.combine import combined
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, COUNT, HIDDEN, HIDDEN_COLLECTOR, PEERS_HIDDEN, first
+from comfy_parallel.nodes.parallel.kinds import (
+    ANY,
+    CATEGORY,
+    COUNT,
+    HIDDEN,
+    HIDDEN_COLLECTOR,
+    PEERS_HIDDEN,
+    first,
+    never_cached,
+)
 
 REST = "ParallelCollectorRest"
 _BALANCE = (
@@ -83,7 +91,7 @@ def _collector(
     def is_changed(cls: type, /, **given: Any) -> Any:
         """A share's collector always runs, to leave what it has; the job's when the number of shares has changed."""
         if first(given, PARTICIPANT, 0):
-            return math.nan
+            return never_cached()
         job = fan_out.current()
         return 1 if job is None else job.plan.participants
 
@@ -120,7 +128,7 @@ def _rest(check_interrupt: Callable[[], None]) -> type:
 
         @classmethod
         def IS_CHANGED(cls, **given: Any) -> float:  # noqa: N802 - the host's name
-            return math.nan
+            return never_cached()
 
         def collect(self, after: Any, collector: Any, unique_id: Any) -> Any:
             job = fan_out.current()

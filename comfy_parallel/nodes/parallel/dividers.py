@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_parallel.core.fan_out import PARTICIPANT, PARTICIPANTS, bounds
 from comfy_parallel.errors import NodeInputError
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN, PEERS_HIDDEN, first
+from comfy_parallel.nodes.parallel import fan_out
+from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN, PEERS_HIDDEN, first, never_cached
 
 MOST_PARTS = 10
+_leaving_out: set[str] = set()  # The ids of nodes that had less to give than there were participants.
 _PER_ITEM = ("noise_mask", "batch_index")  # What a latent has for each of its items, or once for all.
 
 
@@ -66,19 +68,20 @@ class ParallelDivider:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
-        return {"required": {"value": (ANY,)}, "hidden": HIDDEN}
+        return {"required": {"value": (ANY,)}, "hidden": {**HIDDEN, "unique_id": "UNIQUE_ID"}}
 
     @classmethod
-    def IS_CHANGED(cls, **given: Any) -> int:  # noqa: N802 - the host's name
-        """The first participant's part depends on how many there are, which its inputs do not tell."""
-        return _count(given.get("participants"))
+    def IS_CHANGED(cls, /, **given: Any) -> float:  # noqa: N802 - the host's name
+        """The first participant's part depends on how many there are, which its inputs do not tell.
 
-    def divide(self, value: Sequence[Any], participant: Any = None, participants: Any = None) -> tuple[list[Any]]:
-        index, count = (participant or [0])[0], _count(participants)
+        A node that has left somebody out always runs: it has to say so in each job.
+        """
+        return never_cached() if first(given, "unique_id", None) in _leaving_out else _count(given.get(PARTICIPANTS))
+
+    def divide(self, value: Sequence[Any], unique_id: Any, **given: Any) -> tuple[list[Any]]:
         if len(value) != 1:
-            start, end = bounds(len(value), count, index)
-            return (list(value[start:end]),)
-        return ([cut(value[0], *bounds(size(value[0]), count, index))],)
+            return (list(value[slice(*_part(len(value), unique_id, given))]),)
+        return ([cut(value[0], *_part(size(value[0]), unique_id, given))],)
 
 
 class DistributedListSplitter(ParallelDivider):
@@ -90,17 +93,24 @@ class DistributedListSplitter(ParallelDivider):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        hidden = {**HIDDEN, **PEERS_HIDDEN, "unique_id": "UNIQUE_ID"}
         mode = (["static", "dynamic"], {"default": "static", "tooltip": "Both divide the list into equal parts."})
-        return {"required": {"images": ("IMAGE",)}, "optional": {"mode": mode}, "hidden": {**HIDDEN, **PEERS_HIDDEN}}
+        return {"required": {"images": ("IMAGE",)}, "optional": {"mode": mode}, "hidden": hidden}
 
-    def divide(self, images: Sequence[Any], **given: Any) -> tuple[list[Any]]:  # type: ignore[override]
-        start, end = bounds(len(images), _count(given.get(PARTICIPANTS)), first(given, PARTICIPANT, 0))
-        return (list(images[start:end]),)
+    def divide(self, images: Sequence[Any], unique_id: Any, **given: Any) -> tuple[list[Any]]:  # type: ignore[override]
+        return (list(images[slice(*_part(len(images), unique_id, given))]),)
+
+
+def _part(total: int, unique_id: Any, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Where this participant's part begins and ends. Who comes after the last thing has nothing to do."""
+    participant, count, job = first(given, PARTICIPANT, 0), _count(given.get(PARTICIPANTS)), fan_out.current()
+    if job is not None and count > max(total, 1):
+        _leaving_out.add(unique_id[0])
+        job.leave_out(unique_id[0], range(max(total, 1), count))
+    return bounds(total, count, participant)
 
 
 def _count(participants: Any) -> int:
-    from comfy_parallel.nodes.parallel import fan_out
-
     job = fan_out.current()
     return int(participants[0]) if participants else 1 if job is None else job.plan.participants
 

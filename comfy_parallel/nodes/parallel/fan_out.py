@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,18 @@ class FanOut:
     gathering: Gathering
     participant: int = 0
     children: dict[str, int] = field(default_factory=dict)
+    has_nothing_to_do: bool = False
+
+    def leave_out(self, node_id: str, participants: Iterable[int]) -> None:
+        """These participants get nothing of what this node gives out, so they compute nothing from it.
+
+        If the slot that calls runs the share of one of them, that ends before the next node.
+        """
+        for participant in participants:
+            for collector in self.plan.collectors_below(node_id):
+                self.gathering.give(collector, participant, None)
+            if participant == self.participant and (run := _here().run) is not None:
+                self.has_nothing_to_do = run.interrupted = True
 
 
 _RUNNING: ContextVar[FanOut | None] = ContextVar("comfy_parallel_fan_out", default=None)
@@ -152,7 +164,7 @@ def _run_share(executor: Any, job: FanOut | None, slot: Slot, run: Callable[[], 
 
 def _tell_end(job: FanOut, slot: Slot, messages: dict[str, Any]) -> None:
     """Who interrupts a share means the job. A share that failed is run again by the job itself, on its own slot."""
-    if job.gathering.is_closed or "execution_success" in messages:
+    if job.gathering.is_closed or job.has_nothing_to_do or "execution_success" in messages:
         return
     if "execution_interrupted" in messages:
         interrupt_job(job.prompt_id)

@@ -93,9 +93,10 @@ class Gathering:
         return self._given[collector, participant]
 
     def collected(self, collector: str, count: int) -> list[Any]:
-        """What the first `count` participants gave, from participant 0 on."""
+        """What the first `count` participants gave, from participant 0 on, without those that had nothing to do."""
         with self._changed:
-            return [self._given[collector, one] for one in range(count)]
+            given = [self._given[collector, one] for one in range(count)]
+            return [values for values in given if values is not None]
 
     def close(self) -> None:
         """The job has ended: no share is to begin any more."""

@@ -76,5 +76,22 @@ class CPTList:
         return ([(first, second)[index % 2] for index in range(count)],)
 
 
+class CPTSome:
+    """Passes images on, and cannot do without one, as most nodes."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "work"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",), "salt": ("STRING", {})}}
+
+    def work(self, images: Any, salt: str) -> tuple[Any]:
+        if not images.shape[0]:
+            raise ValueError("no images")
+        return (images,)
+
+
 DEFAULTS = {"seed": 0, "bad": -1, "parties": 1}
-NODES = {node.__name__: node for node in (CPTShare, CPTList)}
+NODES = {node.__name__: node for node in (CPTShare, CPTList, CPTSome)}

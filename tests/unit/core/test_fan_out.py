@@ -42,6 +42,12 @@ def test_a_share_is_what_the_collector_is_made_from() -> None:
     assert "participant" not in WORKFLOW["seed"]["inputs"]
 
 
+def test_what_the_host_has_noted_of_a_node_is_not_handed_on() -> None:
+    workflow = {**WORKFLOW, "all": {**WORKFLOW["all"], "is_changed": [4]}}
+    assert "is_changed" not in made(workflow).child_prompt(1)["all"]
+    assert "is_changed" not in made(workflow).share_graph("all", 1, "x:")["x:all"]
+
+
 def test_what_differs_is_added_to_the_job_and_the_rest_is_its_own() -> None:
     graph = made().share_graph("all", 3, "all.3:")
     assert list(graph) == ["all.3:seed", "all.3:sampler", "all.3:all"]

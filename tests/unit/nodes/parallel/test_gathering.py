@@ -74,3 +74,11 @@ def test_nothing_begins_for_a_job_that_has_ended() -> None:
     gathering.offer(1)
     gathering.close()
     assert not gathering.begin(1)
+
+
+def test_who_has_nothing_to_do_adds_nothing() -> None:
+    gathering = Gathering(3)
+    for participant, values in enumerate(("of 0", "of 1", None)):
+        gathering.give("c", participant, values)
+    assert gathering.next_to_compute("c", 3) is None
+    assert gathering.collected("c", 3) == ["of 0", "of 1"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from comfy_parallel.errors import NodeInputError
-from comfy_parallel.nodes.parallel import dividers, sources
+from comfy_parallel.nodes.parallel import collectors, dividers, registry, sources
 
 
 def test_the_seed_counts_up() -> None:
@@ -56,10 +57,28 @@ def test_latents_and_sounds_are_divided_whole() -> None:
 @pytest.mark.parametrize("value", [[0, 1, 2, 3, 4], [torch.arange(5.0).reshape(5, 1, 1, 1)]], ids=["list", "batch"])
 def test_participants_parts_make_the_whole(value: Any) -> None:
     node = dividers.ParallelDivider()
-    parts = [node.divide(value, [index], [2])[0] for index in range(2)]
+    parts = [node.divide(value, ["divider"], participant=[index], participants=[2])[0] for index in range(2)]
     assert [float(one) for part in parts for item in part for one in torch.as_tensor(item).flatten()] == [0, 1, 2, 3, 4]
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
     with pytest.raises(NodeInputError, match="a str cannot be divided"):
-        dividers.ParallelDivider().divide(["text"], [0], [2])
+        dividers.ParallelDivider().divide(["text"], ["divider"], participants=[2])
+
+
+def test_the_collector_of_a_share_is_never_cached() -> None:
+    """The host compares tuples, in which the same object is equal to itself, even if it is no number."""
+    for node in collectors.nodes(lambda: None).values():
+        changed: Any = node.IS_CHANGED  # type: ignore[attr-defined]
+        first, second = ((changed(participant=[1]),) for _ in range(2))
+        assert first != second
+
+
+def test_nodes_stay_out_beside_the_pack_that_they_are_known_from(tmp_path: Path) -> None:
+    (tmp_path / "some name").mkdir()
+    (tmp_path / "some name" / "distributed.py").write_text("class DistributedCollector: ...")
+    assert registry.nodes({}, [tmp_path], lambda: None) == {}
+    (tmp_path / "some name").rename(tmp_path / "some name.disabled")
+    assert {"DistributedCollector", "DistributedSeed", "ParallelDivider"} <= registry.nodes(
+        {}, [tmp_path], print
+    ).keys()
