@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -144,7 +145,7 @@ SAINTNO_ID = "0f0e9d8c-7b6a-f5d4-0c3b-2a1908f7e6d5"  # of a UUID's shape, but ra
     [
         ("asks-in-body", {"extra_data": {"client_order": "in-order"}}, {}),
         ("asks-by-header", {}, {"X-Client-Order": "in-order"}),
-        ("krita", {"prompt_id": "krita-job"}, KRITA),
+        ("krita", {"prompt_id": str(uuid.uuid4())}, KRITA),
         (SAINTNO_ID, {}, {"Content-Type": "text/plain;charset=UTF-8"}),
     ],
 )
