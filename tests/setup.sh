@@ -5,7 +5,8 @@
 # usage: bash tests/setup.sh [--deploy] [--browser]
 #    or: source tests/setup.sh      also sets COMFYUI_PATH and puts the right python first on PATH
 #
-# --deploy   installs nginx, openssl, shellcheck and systemd-analyze with apt, where missing
+# --deploy   installs nginx, openssl, shellcheck, systemd-analyze and node with apt, where missing, and takes promtool and
+#            caddy out of their packages, whose services must not start
 # --browser  installs chromium, chromedriver and npm with apt, where missing, and gets axe-core from npm
 #
 # Everything else goes to COMFY_PARALLEL_CACHE (default: ~/.cache/comfy_parallel).
@@ -119,13 +120,17 @@ fill_venv() {
 # usage: need COMMAND PACKAGE: remember the package if the command is missing.
 need() { command -v "$1" >/dev/null || PACKAGES+=("$2"); }
 
+# usage: need_program COMMAND PACKAGE: the same, for a package of which only the program is wanted.
+need_program() { command -v "$1" >/dev/null || [[ -x $CACHE/bin/$1 ]] || EXTRACTED+=("$1:$2"); }
+
 choose_packages() {
-    PACKAGES=()
+    PACKAGES=() EXTRACTED=()
     AXE=
     local option
     for option in "$@"; do
         case $option in
-        --deploy) need nginx nginx; need openssl openssl; need shellcheck shellcheck; need systemd-analyze systemd ;;
+        --deploy) need nginx nginx; need openssl openssl; need shellcheck shellcheck; need systemd-analyze systemd
+            need node nodejs; need_program promtool prometheus; need_program caddy caddy ;;
         --browser) need chromium chromium; need chromedriver chromium-driver; need npm npm; AXE=yes ;;
         *) fail "unknown option $option; there are --deploy and --browser" ;;
         esac
@@ -133,14 +138,30 @@ choose_packages() {
 }
 
 install_packages() {
-    ((${#PACKAGES[@]})) || return 0
-    command -v apt-get >/dev/null || fail "missing: ${PACKAGES[*]}; install them, apt-get is not here to do it"
+    ((${#PACKAGES[@]} + ${#EXTRACTED[@]})) || return 0
+    command -v apt-get >/dev/null ||
+        fail "missing: ${PACKAGES[*]} ${EXTRACTED[*]%%:*}; install them, apt-get is not here to do it"
     local as_root=()
     ((EUID == 0)) || as_root=(sudo)
-    say "installing ${PACKAGES[*]} with apt-get"
     "${as_root[@]}" apt-get update -qq
+    extract_programs
+    ((${#PACKAGES[@]})) || return 0
+    say "installing ${PACKAGES[*]} with apt-get"
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -qq --yes --no-install-recommends "${PACKAGES[@]}" >/dev/null
+}
+
+extract_programs() {
+    local pair partial=$CACHE/partial-programs
+    for pair in "${EXTRACTED[@]}"; do
+        say "taking ${pair%%:*} out of the package ${pair##*:}"
+        rm -rf "$partial"
+        mkdir -p "$partial" "$CACHE/bin"
+        (cd "$partial" && apt-get download -qq "${pair##*:}")
+        dpkg-deb --extract "$partial"/*.deb "$partial/tree"
+        mv "$partial/tree/usr/bin/${pair%%:*}" "$CACHE/bin/"
+        rm -rf "$partial"
+    done
 }
 
 write_environment() {
@@ -149,7 +170,7 @@ write_environment() {
         printf 'export COMFY_PARALLEL_CACHE=%q\n' "$CACHE"
         printf 'export COMFYUI_PATH=%q\n' "$HOST_DIR"
         # shellcheck disable=SC2016 # PATH is that of the shell which sources the file
-        printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
+        printf 'export PATH=%q:%q:"$PATH"\n' "$VENV/bin" "$CACHE/bin"
     } >"$partial"
     mv "$partial" "$CACHE/environment.sh"
 }

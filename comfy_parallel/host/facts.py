@@ -36,6 +36,16 @@ def device_type() -> str:
     return str(comfy.model_management.get_torch_device().type)
 
 
+def vram(device: str) -> dict[str, int]:
+    """A device's memory as the host counts it, in bytes: what torch holds without using it is free."""
+    import comfy.model_management
+    import torch
+
+    total = int(comfy.model_management.get_total_memory(torch.device(device)))
+    free = int(comfy.model_management.get_free_memory(torch.device(device)))
+    return {"used_bytes": max(0, total - free), "free_bytes": free}
+
+
 def allows_origins() -> bool:
     """Whether the host answers requests from other origins (`--enable-cors-header`)."""
     from comfy.cli_args import args

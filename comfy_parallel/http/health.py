@@ -26,22 +26,23 @@ class Answers:
     def __init__(self, slot: Slot, models_of: Callable[[Slot], list[dict[str, Any]]] | None = None) -> None:
         self.slot = slot
         self.error: str | None = None
-        self.device_name = self._ask(lambda: device.name(slot.device))
-        self.memory = self._ask(lambda: device.memory(slot.device))
-        self.graphs = self._ask(lambda: per_slot.report(slot))
-        self.models = None if models_of is None else self._ask(lambda: models_of(slot))
-        self._log_once()
+        self.device_name = self.ask(lambda: device.name(slot.device))
+        self.memory = self.ask(lambda: device.memory(slot.device))
+        self.graphs = self.ask(lambda: per_slot.report(slot))
+        self.models = None if models_of is None else self.ask(lambda: models_of(slot))
 
     @property
     def health(self) -> str:
         """`ok`, or `broken` when the device or what lies on it cannot be asked."""
         return "ok" if self.error is None else "broken"
 
-    def _ask(self, question: Callable[[], T]) -> T | None:
+    def ask(self, question: Callable[[], T]) -> T | None:
+        """The answer to one more question."""
         try:
             return question()
         except Exception as error:  # noqa: BLE001 - drivers and libraries raise what they like; the reply tells it
             self.error = self.error or _reason(error)
+            self._log_once()
             return None
 
     def _log_once(self) -> None:

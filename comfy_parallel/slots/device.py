@@ -155,6 +155,17 @@ def memory(device: str) -> dict[str, int]:
     }
 
 
+def utilisation(device: str) -> float | None:
+    """The share of the last moments in which a GPU computed, 0 to 1, by NVML; None for what is no GPU.
+
+    Raises:
+        ModuleNotFoundError: without nvidia-ml-py; anything else that NVML says.
+    """
+    if not device.startswith("cuda:"):
+        return None
+    return float(_module(device).utilization(device)) / 100
+
+
 def empty_own_cache(original: Callable[[], None]) -> Callable[[], None]:
     """Wrap `torch.cuda.empty_cache`, which empties the caches of all devices: in a slot, only of its own.
 

@@ -10,7 +10,7 @@ from itertools import repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.slots.slot import SlotLocal, current_index, current_slot
+from comfy_parallel.slots.slot import Slot, SlotLocal, current_index, current_slot
 from comfy_parallel.weights import lost, streaming
 from comfy_parallel.weights.files import ram
 from comfy_parallel.weights.files.formats import Entry, is_safetensors, read_entries
@@ -28,6 +28,7 @@ _OWN_USES = 2  # of a storage: the parameter, and the storage object that asks
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _store: Store | None = None
 _has_loaded: SlotLocal[bool] = SlotLocal(lambda: False)
+_loads: SlotLocal[int] = SlotLocal(lambda: 0)
 
 
 def use(store: Store | None, free: Callable[[int], None] = lambda index: None) -> None:
@@ -50,6 +51,11 @@ def store() -> Store | None:
 def store_of_slot() -> Store | None:
     """The store, for code of a slot that shares."""
     return _store if current_slot() is not None else None
+
+
+def file_loads(slot: Slot) -> int:
+    """How many weight files a slot has loaded."""
+    return _loads.of(slot)
 
 
 def between_jobs(was_freed: bool) -> None:
@@ -75,6 +81,7 @@ def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
     """
     store.keep_to_budget()
     _has_loaded.set(True)
+    _loads.set(_loads.get() + 1)
     with store.opened(path) as file:
         if is_safetensors(path):
             return _views_of_safetensors(store, file, load())

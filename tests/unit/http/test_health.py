@@ -44,6 +44,10 @@ ANSWERS: dict[str, Callable[[str], Any]] = {
     "comfy_parallel.slots.device.memory": lambda device: {"total_bytes": 80, "free_bytes": 30},
     "comfy_parallel.graphs.per_slot.report": report,
 }
+METRICS_ONLY: dict[str, Callable[[str], Any]] = {
+    "comfy_parallel.host.facts.vram": lambda device: {"used_bytes": 50, "free_bytes": 30},
+    "comfy_parallel.slots.device.utilisation": lambda device: 0.5,
+}
 ERRORS = [RuntimeError(LOST), AssertionError("no device"), OSError(5, "I/O error"), NVMLError("GPU is lost")]
 
 
@@ -59,7 +63,7 @@ def broken(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def front(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for target, answer in ANSWERS.items():
+    for target, answer in (ANSWERS | METRICS_ONLY).items():
         monkeypatch.setattr(target, failing_on("", RuntimeError(), answer))
     return make_front("cuda:0", "cuda:1", "cuda:2")
 
@@ -115,12 +119,12 @@ def test_its_jobs_and_state_are_still_told(front: Any, monkeypatch: pytest.Monke
 
 def test_metrics_leave_out_what_is_not_known(front: Any, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     expected = samples(front)
-    for target, answer in ANSWERS.items():
+    for target, answer in (ANSWERS | METRICS_ONLY).items():
         monkeypatch.setattr(target, failing_on(broken, NVMLError("GPU is lost"), answer))
     found = samples(front)
     missing = {key for key in expected if key not in found}
     assert {device for _, device, _ in missing} == {broken}
-    assert {name for name, _, _ in missing} >= {"device_memory_bytes", "graph_captures_total"}
+    assert {name for name, _, _ in missing} >= {"device_memory_bytes", "graph_captures_total", "vram_used_bytes"}
     changed = {key: value for key, value in found.items() if value != expected[key]}
     assert changed == {("slot_healthy", broken, ""): 0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +15,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.graphs.stepper import StepStats
-from comfy_parallel.http import metrics
+from comfy_parallel.http import device_metrics, metrics
+from comfy_parallel.weights import loading
+from comfy_parallel.weights.gpu import copies
 from tests.fakes import failed, host_item, make_front, run_next, take
 
-LABELS = ("gpu_id", "device", "outcome", "kind", "reason", "le")
+LABELS = ("gpu_id", "device", "outcome", "kind", "reason", "le", "state", "source")
 
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comfy_parallel.slots.device.name", lambda device: f"Card {device}")
     monkeypatch.setattr("comfy_parallel.slots.device.memory", lambda device: {"total_bytes": 80, "free_bytes": 30})
+    monkeypatch.setattr("comfy_parallel.host.facts.vram", lambda device: {"used_bytes": 50, "free_bytes": 30})
+    monkeypatch.setattr("comfy_parallel.slots.device.utilisation", lambda device: 0.75)
+    monkeypatch.setattr(device_metrics, "_told", set())
 
 
 def samples(front: Any) -> dict[tuple[str, ...], float]:
@@ -88,6 +94,63 @@ def test_memory_is_shown_once_per_device() -> None:
         ("device_memory_bytes", "cpu", "total"): 80,
         ("device_memory_bytes", "cpu", "free"): 30,
     }
+
+
+def test_what_a_gpu_has_in_use_and_how_busy_it_is_is_shown_once_per_device() -> None:
+    values = samples(make_front("cuda:0", "cuda:0"))
+    shown = {key: value for key, value in values.items() if key[0].startswith(("vram", "device_utilisation"))}
+    assert shown == {
+        ("vram_used_bytes", "cuda:0"): 50,
+        ("vram_free_bytes", "cuda:0"): 30,
+        ("device_utilisation_ratio", "cuda:0"): 0.75,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("nvidia-ml-py does not seem to be installed"), "run: pip install nvidia-ml-py"),
+        (RuntimeError("Driver not loaded"), "the rest is there"),
+    ],
+)
+def test_a_utilisation_that_is_not_known_is_said_once_and_costs_no_other_metric(
+    front: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    def fail(device: str) -> float:
+        raise error
+
+    monkeypatch.setattr("comfy_parallel.slots.device.utilisation", fail)
+    caplog.set_level(logging.INFO)
+    values = [samples(front) for _ in range(3)][-1]
+    assert [key for key in values if key[0].startswith("device_utilisation")] == []
+    assert values["slot_healthy", "0", "cuda:0"] == 1
+    assert values["vram_used_bytes", "cuda:1"] == 50
+    told = [record.getMessage() for record in caplog.records if "utilisation" in record.getMessage()]
+    assert len(told) == 2
+    assert all(str(error) in line and line.endswith(said) for line in told)
+
+
+def test_a_slots_state_is_one_of_those_that_clients_see(front: Any) -> None:
+    front.slot_queues[0].put(host_item("a"))
+    take(front.slot_queues[0])
+    front.closing.pause([1])
+    values = {key[1:]: value for key, value in samples(front).items() if key[0] == "slot_state"}
+    assert {key for key, value in values.items() if value} == {("0", "cuda:0", "running"), ("1", "cuda:1", "paused")}
+    assert {state for _, _, state in values} == {
+        *("starting", "idle", "running", "draining", "paused", "suspended", "failed")
+    }
+
+
+def test_loads_and_bytes_copied_are_counted_per_slot(front: Any) -> None:
+    slot = front.slot_queues[1].slot
+    loading._loads.of(slot)
+    slot.values[loading._loads] = 3
+    copies._queued.of(slot).bytes_from.update(pinned=7, peer=5)
+    values = samples(front)
+    assert (values["weight_loads_total", "0", "cuda:0"], values["weight_loads_total", "1", "cuda:1"]) == (0, 3)
+    copied = {key[3]: value for key, value in values.items() if key[:2] == ("weight_copied_bytes_total", "1")}
+    assert copied == {"pinned": 7, "staged": 0, "peer": 5}
+    assert values["weight_ram_bytes", "used"] == 0
 
 
 def test_graph_stepping_is_counted(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
