@@ -5,8 +5,8 @@
 # usage: bash tests/setup.sh [--deploy] [--browser]
 #    or: source tests/setup.sh      also sets COMFYUI_PATH and puts the right python first on PATH
 #
-# --deploy   installs nginx, openssl, shellcheck, systemd-analyze and node with apt, where missing, and takes promtool and
-#            caddy out of their packages, whose services must not start
+# --deploy   installs nginx, openssl, shellcheck, systemd-analyze, logrotate and node with apt, where missing, and takes
+#            promtool and caddy out of their packages, whose services must not start
 # --browser  installs chromium, chromedriver and npm with apt, where missing, and gets axe-core from npm
 #
 # Everything else goes to COMFY_PARALLEL_CACHE (default: ~/.cache/comfy_parallel).
@@ -130,7 +130,7 @@ choose_packages() {
     for option in "$@"; do
         case $option in
         --deploy) need nginx nginx; need openssl openssl; need shellcheck shellcheck; need systemd-analyze systemd
-            need node nodejs; need_program promtool prometheus; need_program caddy caddy ;;
+            need node nodejs; need logrotate logrotate; need_program promtool prometheus; need_program caddy caddy ;;
         --browser) need chromium chromium; need chromedriver chromium-driver; need npm npm; AXE=yes ;;
         *) fail "unknown option $option; there are --deploy and --browser" ;;
         esac

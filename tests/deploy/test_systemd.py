@@ -14,6 +14,7 @@ pytestmark = pytest.mark.deploy
 
 REPO_DIR = Path(__file__).resolve().parents[2]
 UNIT = REPO_DIR / "systemd" / "comfy-parallel.service"
+LOGROTATE = REPO_DIR / "systemd" / "comfy-parallel.logrotate"
 ENVIRONMENT = REPO_DIR / "systemd" / "comfy-parallel.env"
 
 
@@ -37,6 +38,49 @@ def test_no_directive_hides_the_gpus_or_stops_compiled_kernels() -> None:
     forbidden = {"PrivateDevices", "DeviceAllow", "DevicePolicy", "ProtectClock", "MemoryDenyWriteExecute"}
     assert not forbidden & set(directives())
     assert directives()["Restart"] == "on-failure"
+
+
+def test_it_is_hardened_and_each_gap_has_its_reason(need: Need) -> None:
+    command = [need("systemd-analyze"), "security", "--offline=true", "--no-pager", "--threshold=29", UNIT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"LC_ALL": "C.UTF-8"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.findall(r"Overall exposure level for .*: ([\d.]+)", done.stdout)[0]) < 3.0
+    gaps = set(re.findall(r"^✗ (\w+)=", done.stdout, re.MULTILINE))
+    reasons = UNIT.read_text()
+    reasons = reasons[reasons.index("# Hardening") : reasons.index("NoNewPrivileges=")]
+    assert len(gaps) > 5
+    assert [gap for gap in sorted(gaps) if gap not in reasons] == []
+    named = set(re.findall(r"^#   (\w+(?:, \w+)*)  ", reasons, re.MULTILINE))
+    assert {name for names in named for name in names.split(", ")} <= gaps
+
+
+def test_stopping_gives_running_jobs_the_time_they_are_promised() -> None:
+    unit = directives()
+    drain_s = int(unit["Environment"].removeprefix("COMFY_PARALLEL_DRAIN_S="))
+    assert unit["KillSignal"] == "SIGTERM"
+    assert unit["KillMode"] == "mixed"
+    assert int(unit["TimeoutStopSec"]) >= drain_s + 30
+    assert f"#COMFY_PARALLEL_DRAIN_S={drain_s}\n" in ENVIRONMENT.read_text()
+    lines = UNIT.read_text().splitlines()
+    where = [number for number, line in enumerate(lines) if line.startswith("Environment")]
+    assert [lines[number].partition("=")[0] for number in where] == ["Environment", "EnvironmentFile"]
+
+
+def test_log_files_are_rotated_while_they_are_written(need: Need, tmp_path: Path) -> None:
+    logs = tmp_path / "user" / "logs"
+    logs.mkdir(parents=True)
+    log = logs / "comfyui_20261129_090000.log"
+    log.write_bytes(b"x" * (101 << 20))
+    rules = tmp_path / "rules"
+    rules.write_text(re.sub(r"(?m)^    su .*\n", "", LOGROTATE.read_text().replace("/opt/ComfyUI", str(tmp_path))))
+    rules.chmod(0o644)
+    command = [need("logrotate"), "--state", str(tmp_path / "state"), str(rules)]
+    with log.open("ab") as writer:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        writer.write(b"more\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.read_bytes() == b"more\n"
+    assert [path.name for path in logs.iterdir() if path != log] == [f"{log.name}.1"]
 
 
 def test_every_setting_in_the_environment_file_exists() -> None:
