@@ -16,7 +16,7 @@ from comfy_parallel.core import limits
 from comfy_parallel.core.breaker import Limits
 from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch, JournalError
 from comfy_parallel.graphs import per_slot
-from comfy_parallel.host import allocator, dynamic_vram, facts, secrets
+from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
 from comfy_parallel.isolation.packs import loader, serial, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
@@ -180,6 +180,8 @@ def _complete_server(server: Any) -> None:
     logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
     device.warn_if_unequal(devices)
     per_slot.tell()
+    for sentence in access.of_host():
+        logger.warning("comfy_parallel: WARNING: %s", sentence)
     server.prompt_queues = front.slot_queues
     global _take_away
     _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())

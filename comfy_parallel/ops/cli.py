@@ -1,4 +1,4 @@
-"""The command `comfy-parallel`: link, unlink, doctor, nginx, plan."""
+"""The command `comfy-parallel`: link, unlink, doctor, nginx, caddy, plan."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from comfy_parallel import __version__, patches
 from comfy_parallel.config import Config, misspelt
-from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch
+from comfy_parallel.errors import ComfyParallelError, HostMismatch
 from comfy_parallel.host import facts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.isolation.packs.findings import findings
 from comfy_parallel.isolation.packs.verdicts import not_there, packs_in, verdicts
-from comfy_parallel.ops import link, nginx, nginx_files, plan
+from comfy_parallel.ops import link, plan, proxy
 from comfy_parallel.patching import scan
 from comfy_parallel.patching.engine import OtherShape
 from comfy_parallel.patching.patch_set import Surveyed, judge, missing_files, survey
@@ -49,61 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         "comfyui", metavar="PATH_TO_COMFYUI", type=Path, nargs="?", default=os.environ.get("COMFYUI_PATH")
     )
     doctor.set_defaults(run=_doctor)
-    _add_nginx(commands.add_parser("nginx", help="write nginx's configuration: one port per slot, TLS, passwords"))
+    for program, config in (("nginx", "nginx's configuration"), ("caddy", "a Caddyfile")):
+        proxy.add_to(commands.add_parser(program, help=f"write {config}: one port per slot, TLS, passwords"), program)
     plan.add_to(commands.add_parser("plan", help="say which weights of a model file would live on which device"))
     return parser
-
-
-def _add_nginx(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--gpus", metavar="N", type=int, required=True, help="how many slots the server has")
-    command.add_argument(
-        "--port", type=int, default=8180, help="leads to all slots; the next port to slot 0, and so on (8180)"
-    )
-    command.add_argument("--comfyui-port", metavar="PORT", type=int, default=8188, help="where ComfyUI listens (8188)")
-    command.add_argument("--listen", metavar="ADDRESS", help="an IP address of this machine (all IPv4 addresses)")
-    command.add_argument("--tls", metavar=("CERT", "KEY"), nargs=2, type=Path, help="two PEM files")
-    command.add_argument(
-        "--auth",
-        metavar=("KIND", "FILE"),
-        nargs=2,
-        help="basic PASSWORDS (as htpasswd makes them) for browsers, or bearer TOKENS (one a line) for programs",
-    )
-    command.add_argument("--output", metavar="FILE", type=Path, help="where to write it (standard output)")
-    command.set_defaults(run=_nginx)
-
-
-def _nginx(options: argparse.Namespace) -> int:
-    entry = _entry(options)
-    text = nginx.configuration(entry)
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        _refuse_to_overwrite_what_was_read(options)
-        nginx_files.write(options.output, text, secret=bool(entry.tokens))
-    for warning in entry.warnings():
-        print(f"comfy-parallel: WARNING: {warning}", file=sys.stderr)
-    return 0
-
-
-def _entry(options: argparse.Namespace) -> nginx.Entry:
-    kind, file = options.auth or (None, "")
-    if kind not in (None, "basic", "bearer"):
-        raise ConfigError(f"--auth is {kind!r}; say basic PASSWORD_FILE or bearer TOKEN_FILE")
-    return nginx.Entry(
-        gpus=options.gpus,
-        port=options.port,
-        comfyui_port=options.comfyui_port,
-        address=None if options.listen is None else nginx.address(options.listen),
-        tls=(nginx_files.existing(options.tls[0]), nginx_files.existing(options.tls[1])) if options.tls else None,
-        password_file=nginx_files.password_file(Path(file)) if kind == "basic" else None,
-        tokens=nginx_files.tokens(Path(file)) if kind == "bearer" else (),
-    )
-
-
-def _refuse_to_overwrite_what_was_read(options: argparse.Namespace) -> None:
-    read = [*(options.tls or ()), *(Path(file) for file in (options.auth or ())[1:])]
-    if options.output.exists() and any(options.output.samefile(path) for path in read):
-        raise ConfigError(f"--output {options.output} would overwrite a file that the configuration needs")
 
 
 def _link(options: argparse.Namespace) -> int:

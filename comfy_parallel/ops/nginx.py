@@ -3,87 +3,9 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from comfy_parallel.errors import ConfigError
-
-MOST_SLOTS = 99
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What the configuration is for: `port` leads to all slots, `port + 1` to slot 0, and so on.
-
-    Nginx listens on `address`, or on every IPv4 address of the machine where it is None. `tls` names the files of a
-    certificate and of its key, `password_file` one that htpasswd made; a request must carry one of `tokens`, if there
-    are any. Raises ConfigError where this cannot be served.
-    """
-
-    gpus: int
-    port: int = 8180
-    comfyui_port: int = 8188
-    address: IPv4Address | IPv6Address | None = None
-    tls: tuple[str, str] | None = None
-    password_file: str | None = None
-    tokens: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.gpus <= MOST_SLOTS:
-            raise ConfigError(f"--gpus is {self.gpus}; say how many slots the server has, from 1 to {MOST_SLOTS}")
-        if not 1 <= self.port <= 65535 - self.gpus:
-            raise ConfigError(
-                f"--port is {self.port}; {self.gpus} slots need {self.gpus} more ports after it, "
-                f"so say one from 1 to {65535 - self.gpus}"
-            )
-        if not 1 <= self.comfyui_port <= 65535:
-            raise ConfigError(f"--comfyui-port is {self.comfyui_port}; say the port ComfyUI listens on, 1 to 65535")
-        if self.comfyui_port in self.ports:
-            raise ConfigError(
-                f"the ports {self.port} to {self.ports[-1]} include {self.comfyui_port}, where ComfyUI listens; say "
-                "another --port, or start ComfyUI with another --port and name that as --comfyui-port"
-            )
-        for path in (*(self.tls or ()), *filter(None, [self.password_file])):
-            if not path.isprintable() or "$" in path:
-                raise ConfigError(
-                    f"nginx cannot be given the file name {path!r}; use one without $ and control characters"
-                )
-
-    @property
-    def ports(self) -> range:
-        """Every port nginx listens on: all slots, slot 0, slot 1, …"""
-        return range(self.port, self.port + self.gpus + 1)
-
-    def warnings(self) -> list[str]:
-        """What an operator should know who lets others reach these ports, one sentence or two each."""
-        if self.address is not None and self.address.is_loopback:
-            return []
-        where = "on every address of this machine" if self.address is None else f"on {self.address}"
-        found = []
-        if self.password_file is None and not self.tokens:
-            found.append(
-                f"nginx listens {where}, and asks for no password: who reaches these ports can run jobs and see all "
-                "images. Use --auth, or --listen 127.0.0.1, or let a firewall guard the ports."
-            )
-        if self.tls is None:
-            found.append(
-                f"nginx listens {where} without TLS: others on the way can read and change all that is sent, passwords "
-                "included. Use --tls, or --listen 127.0.0.1."
-            )
-        return found
-
-
-def address(text: str) -> IPv4Address | IPv6Address:
-    """The IP address that nginx shall listen on; raises ConfigError where it is none."""
-    try:
-        found: IPv4Address | IPv6Address | None = ip_address(text.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        found = None
-    if found is None or "%" in text:  # nginx knows no zones
-        raise ConfigError(f"--listen is {text!r}; say an IP address of this machine, such as 127.0.0.1 or ::1")
-    return found
+from comfy_parallel.ops.entry import Entry, comments, quoted, slots, warning_comments
 
 
 def configuration(entry: Entry) -> str:
@@ -91,14 +13,14 @@ def configuration(entry: Entry) -> str:
     parts = {
         "port": str(entry.port),
         "comfyui port": str(entry.comfyui_port),
-        "entries": _lines(_entries(entry)),
-        "warnings": "".join(f"#\n{_comment(f'WARNING: {warning}')}\n" for warning in entry.warnings()),
-        "slot ports": _lines(f"    {_at(port):28}{slot};" for slot, port in _slots(entry)),
+        "entries": _lines(comments(entry)),
+        "warnings": warning_comments(entry),
+        "slot ports": _lines(f"    {_at(port):28}{slot};" for slot, port in slots(entry)),
         "listen": _lines(_listens(entry)),
         "tls": _tls(entry),
         "allowed": _allowed(entry),
         "auth": _auth(entry),
-        "hidden": _HIDDEN if entry.password_file or entry.tokens else "",
+        "hidden": _HIDDEN if entry.has_auth else "",
         "unauthorized": _UNAUTHORIZED if entry.tokens else "",
     }
     return re.sub("@([a-z ]+)@", lambda found: parts[found[1]], _TEMPLATE)
@@ -107,21 +29,6 @@ def configuration(entry: Entry) -> str:
 def _at(port: int) -> str:
     """The pattern of a map for what came to this port; the map looks at "port address"."""
     return f'"~^{port} "'
-
-
-def _slots(entry: Entry) -> Iterator[tuple[int, int]]:
-    return enumerate(entry.ports[1:])
-
-
-def _entries(entry: Entry) -> Iterator[str]:
-    first, last = entry.ports[1], entry.ports[-1]
-    ports, slots = (
-        (f":{first}", "slot 0") if first == last else (f":{first} ... :{last}", f"slot 0 ... slot {entry.gpus - 1}")
-    )
-    example = min(2, entry.gpus - 1)
-    yield f"#   {f':{entry.port}':19}  all slots; the client may choose one with X-TARGET-GPU, else the server does"
-    yield f"#   {f':{entry.port}/gpu{example}/':19}  the same as a path: slot {example}, for any slot the server has"
-    yield f"#   {ports:19}  {slots}, whatever the client asks for"
 
 
 def _listens(entry: Entry) -> Iterator[str]:
@@ -136,11 +43,11 @@ def _tls(entry: Entry) -> str:
     if entry.tls is None:
         return ""
     certificate, key = entry.tls
-    return _TLS.replace("@certificate@", _quoted(certificate)).replace("@key@", _quoted(key))
+    return _TLS.replace("@certificate@", quoted(certificate)).replace("@key@", quoted(key))
 
 
 def _auth(entry: Entry) -> str:
-    password = _BASIC.replace("@file@", _quoted(entry.password_file)) if entry.password_file else ""
+    password = _BASIC.replace("@file@", quoted(entry.password_file)) if entry.password_file else ""
     return password + (_BEARER if entry.tokens else "")
 
 
@@ -152,17 +59,8 @@ def _allowed(entry: Entry) -> str:
     return _ALLOWED.replace("@rows@", _lines(f'    "~^(?i:bearer) +{token}$"  1;' for token in escaped))
 
 
-def _quoted(path: str) -> str:
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def _lines(lines: Iterator[str]) -> str:
     return "\n".join(lines)
-
-
-def _comment(sentence: str) -> str:
-    return textwrap.fill(sentence, 110, initial_indent="# ", subsequent_indent="#   ")
 
 
 _TLS = """

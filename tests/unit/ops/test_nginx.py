@@ -12,7 +12,8 @@ import pytest
 
 from comfy_parallel.errors import ConfigError
 from comfy_parallel.ops.cli import main
-from comfy_parallel.ops.nginx import Entry, configuration
+from comfy_parallel.ops.entry import Entry
+from comfy_parallel.ops.nginx import configuration
 
 SHIPPED = Path(__file__).resolve().parents[3] / "nginx" / "comfy_parallel.conf"
 TOKEN = "0123456789abcdef.+"

@@ -1,4 +1,4 @@
-"""The files that nginx's configuration is made from and written to: certificates, passwords, tokens."""
+"""The files that a web server's configuration is made from and written to: certificates, passwords, tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from comfy_parallel.errors import ConfigError
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,1000}={0,2}")
 # What nginx's auth_basic reads: crypt(3) with or without a $, and {SHA}, {SSHA} or {PLAIN}.
 _PASSWORD = re.compile(r"[^:]+:(\$\S+|\{\w+\}\S+|[./0-9A-Za-z]{13})(:.*)?")
+
+# What Caddy reads: a name that needs no care in its file, and bcrypt.
+_BCRYPT = re.compile(r"([\w.@+-]+):(\$2[abxy]?\$\d\d\$[./0-9A-Za-z]{53})")
 
 
 def existing(path: Path) -> str:
@@ -35,6 +38,17 @@ def password_file(path: Path) -> str:
         what = f"line {wrong[0]} is not NAME:HASH" if wrong else "it holds no line NAME:HASH"
         raise ConfigError(f'{path}: {what}; make one with: echo "NAME:$(openssl passwd -6)" > {path}')
     return where
+
+
+def bcrypt_passwords(path: Path) -> tuple[tuple[str, str], ...]:
+    """The names and hashes of a file; raises ConfigError for what Caddy could not use."""
+    existing(path)
+    found = [(number, _BCRYPT.fullmatch(line)) for number, line in _entries(path)]
+    wrong = [number for number, match in found if match is None]
+    if wrong or not found:
+        what = f"line {wrong[0]} is not NAME:BCRYPT_HASH" if wrong else "it holds no line NAME:BCRYPT_HASH"
+        raise ConfigError(f'{path}: {what}; make one with: echo "NAME:$(caddy hash-password)" > {path}')
+    return tuple((match[1], match[2]) for _, match in found if match is not None)
 
 
 def tokens(path: Path) -> tuple[str, ...]:

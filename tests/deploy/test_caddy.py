@@ -1,0 +1,242 @@
+"""What `comfy-parallel caddy` prints, in a real Caddy: before a real ComfyUI, and with TLS and passwords."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websocket
+
+from comfy_parallel.ops.cli import main
+from tests.deploy.conftest import Need
+from tests.deploy.real_caddy import complaints, running_caddy
+from tests.deploy.real_nginx import ALL_SLOTS, SLOT_PORTS, Echo, Nginx, running_echo
+from tests.deploy.test_nginx import job, slot_that_ran, submit
+from tests.host.server import HostServer
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(180)]
+
+TOKEN, OTHER_TOKEN = "Abcdefgh.+/12345", "0123456789abcdef0123456789abcdef"
+PASSWORD = "Basic " + base64.b64encode(b"ann:open sesame").decode()
+AUTHS = ("none", "basic", "bearer")
+ADDRESSES = [(8181, "/ws"), (8182, "/queue"), (ALL_SLOTS, "/"), (ALL_SLOTS, "/gpu1/ws"), (ALL_SLOTS, "/gpu0/prompt")]
+
+Served = Callable[..., Nginx]
+
+
+def printed(*arguments: str) -> str:
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
+        assert main(["caddy", *arguments]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def options(need: Need, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The arguments for TLS and each kind of password, with files that exist."""
+    folder = tmp_path_factory.mktemp("caddy's files")
+    cert, key, passwords, tokens = (folder / name for name in ("cert.pem", "key.pem", "passwords", "tokens"))
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    new = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*new, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    command = [need("caddy"), "hash-password", "--plaintext", "open sesame"]
+    hashed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    passwords.write_text(f"ann:{hashed}")
+    tokens.write_text(f"{TOKEN}\n{OTHER_TOKEN}\n")
+    auths = {"none": [], "basic": ["--auth", "basic", str(passwords)], "bearer": ["--auth", "bearer", str(tokens)]}
+    return {"tls": ["--tls", str(cert), str(key)], **auths}
+
+
+@pytest.mark.parametrize("auth", AUTHS)
+@pytest.mark.parametrize("tls", [False, True])
+def test_caddy_accepts_it(need: Need, tmp_path: Path, options: dict[str, list[str]], tls: bool, auth: str) -> None:
+    for gpus in ("1", "16"):
+        more = [*(options["tls"] if tls else []), *options[auth], "--comfyui-port", "8100"]
+        assert complaints(need("caddy"), tmp_path, printed("--gpus", gpus, *more)) == ""
+    ipv6 = printed("--gpus", "99", "--port", "9000", "--listen", "::1")
+    assert complaints(need("caddy"), tmp_path, ipv6) == ""
+
+
+@pytest.fixture(scope="module")
+def caddy(need: Need, host: HostServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    text = printed("--gpus", "4", "--listen", "127.0.0.1")
+    with running_caddy(need("caddy"), tmp_path_factory.mktemp("caddy"), text, host.port) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("slot", "port"), list(enumerate(SLOT_PORTS)))
+def test_a_slots_port_leads_to_its_slot_whatever_the_client_asks_for(
+    caddy: Nginx, host: HostServer, slot: int, port: int
+) -> None:
+    other = (slot + 1) % 4
+    accepted = submit(caddy, port, "/api/prompt", job(extra_data={"target_gpu": other}), X_TARGET_GPU=str(other))
+    assert (accepted["gpu_id"], slot_that_ran(host, accepted)) == (slot, slot)
+
+
+def test_the_common_port_leaves_the_choice_to_the_server_or_to_the_client(caddy: Nginx, host: HostServer) -> None:
+    assert submit(caddy, ALL_SLOTS)["gpu_id"] is None
+    assert slot_that_ran(host, submit(caddy, ALL_SLOTS, X_TARGET_GPU="3")) == 3
+    for path, slot in [("/gpu1/prompt", 1), ("/gpu2/api/prompt", 2)]:
+        assert slot_that_ran(host, submit(caddy, ALL_SLOTS, path, X_TARGET_GPU="0")) == slot
+    moved = caddy.call(ALL_SLOTS, "GET", "/gpu3")
+    assert (moved.status, moved.headers["location"]) == (301, "/gpu3/")
+    refused = caddy.call(ALL_SLOTS, "POST", "/gpu4/prompt", job())
+    assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_target_gpu")
+    assert caddy.call(8182, "POST", "/gpu3/prompt", job()).status in (404, 405)
+
+
+def test_names_with_an_escaped_slash_survive_the_path_form(caddy: Nginx) -> None:
+    path = "/gpu1/api/userdata/workflows%2Fa%20b.json"
+    assert caddy.call(ALL_SLOTS, "POST", path, {"saved": True}).status == 200
+    assert caddy.call(ALL_SLOTS, "GET", path).json == {"saved": True}
+
+
+@pytest.mark.parametrize(("port", "path", "slot"), [(8183, "/ws", 2), (ALL_SLOTS, "/gpu1/ws", 1)])
+def test_a_websocket_hears_its_own_job(caddy: Nginx, port: int, path: str, slot: int) -> None:
+    client_id = uuid.uuid4().hex
+    socket_ = websocket.create_connection(f"ws://127.0.0.1:{caddy.ports[port]}{path}?clientId={client_id}", timeout=60)
+    try:
+        accepted = submit(caddy, port, path.replace("/ws", "/prompt"), job(client_id=client_id))
+        assert accepted["gpu_id"] == slot
+        kinds: list[Any] = []
+        while "execution_success" not in kinds:
+            message = socket_.recv()
+            if isinstance(message, str):
+                kinds.append(json.loads(message)["type"])
+    finally:
+        socket_.close()
+    assert {"execution_start", "executing", "executed"} <= set(kinds)
+
+
+def test_large_bodies_pass_and_too_large_ones_do_not(caddy: Nginx) -> None:
+    reply = caddy.call(8181, "POST", "/prompt", {"padding": "x" * 3_000_000})
+    assert (reply.status, reply.json["error"]["type"]) == (400, "no_prompt")
+
+
+def test_a_browsers_origin_is_compared_with_the_address_it_used(caddy: Nginx) -> None:
+    own, foreign = f"http://127.0.0.1:{caddy.ports[8181]}", "http://127.0.0.1:1"
+    assert caddy.call(8181, "POST", "/prompt", job(), Origin=own).status == 200
+    assert caddy.call(8181, "POST", "/prompt", job(), Origin=foreign).status == 403
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[Echo]:
+    with running_echo() as heard:
+        yield heard
+
+
+@pytest.fixture(scope="module")
+def served(
+    need: Need, echo: Echo, options: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """`served("basic", tls=True)` is a Caddy with two slots, before the echo server."""
+    running: dict[tuple[str, bool], Nginx] = {}
+    with ExitStack() as started:
+
+        def serve(auth: str, *, tls: bool = False) -> Nginx:
+            if (auth, tls) not in running:
+                text = printed("--gpus", "2", "--listen", "127.0.0.1", *options[auth], *(options["tls"] if tls else []))
+                home, program = tmp_path_factory.mktemp("caddy"), need("caddy")
+                caddy = started.enter_context(running_caddy(program, home, text, echo.port, slot_ports=(8181, 8182)))
+                caddy.certificate = Path(options["tls"][1]) if tls else None
+                running[auth, tls] = caddy
+            return running[auth, tls]
+
+        yield serve
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("auth", "header"), [("basic", PASSWORD), ("bearer", f"bearer {OTHER_TOKEN}")])
+def test_who_knows_the_password_is_let_in_and_comfyui_does_not_hear_it(
+    served: Served, echo: Echo, auth: str, header: str, tls: bool
+) -> None:
+    caddy = served(auth, tls=tls)
+    for port, path in ADDRESSES:
+        assert caddy.call(port, "GET", path, Authorization=header).status == 200
+        assert "authorization" not in echo.requests[-1]["headers"]
+        assert echo.requests[-1]["headers"]["x-forwarded-proto"] == ("https" if tls else "http")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("auth", "header"),
+    [
+        ("basic", None),
+        ("basic", "Basic " + base64.b64encode(b"ann:wrong").decode()),
+        ("bearer", None),
+        ("bearer", PASSWORD),
+        ("bearer", f"Bearer {TOKEN.lower()}"),
+        ("bearer", f"Bearer {TOKEN}x"),
+        ("bearer", f"Bearer {TOKEN.replace('+', 'h')}"),
+        ("bearer", "Bearer "),
+    ],
+)
+def test_who_does_not_is_refused_everywhere(
+    served: Served, echo: Echo, auth: str, header: str | None, tls: bool
+) -> None:
+    caddy, before = served(auth, tls=tls), len(echo.requests)
+    for port, path in ADDRESSES[:1] if auth == "basic" and header else ADDRESSES:  # bcrypt is slow on purpose
+        reply = caddy.call(port, "GET", path, **({} if header is None else {"Authorization": header}))
+        assert reply.status == 401
+        assert reply.headers["www-authenticate"].startswith(auth.title())
+        assert auth == "basic" or reply.json["error"]["type"] == "unauthorized"
+    assert len(echo.requests) == before
+
+
+def test_http_on_a_port_with_tls_is_sent_to_https(served: Served) -> None:
+    port = served("none", tls=True).ports[ALL_SLOTS]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/gpu1/prompt?a=b", b"{}")
+    reply = connection.getresponse()
+    connection.close()
+    assert (reply.status, reply.headers["Location"]) == (308, f"https://127.0.0.1:{port}/gpu1/prompt?a=b")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["X-TARGET-GPU", "x-target-gpu", "X_TARGET_GPU", "x_target-gpu", "X-TARGET_GPU", "x-Target_gpu"]
+)
+@pytest.mark.parametrize(("port", "path", "slot"), [(8181, "/queue", "0"), (ALL_SLOTS, "/gpu0/queue", "0")])
+def test_no_spelling_of_the_header_changes_what_a_port_or_a_path_says(
+    served: Served, echo: Echo, spelling: str, port: int, path: str, slot: str
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served("none").ports[port], timeout=60)
+    connection.putrequest("GET", path)
+    for value in ("1", "2"):
+        connection.putheader(spelling, value)
+    connection.endheaders()
+    assert connection.getresponse().status == 200
+    connection.close()
+    heard = echo.requests[-1]["headers"]
+    assert {name: value for name, value in heard.items() if "target" in name} == {"x-target-gpu": slot}
+
+
+def test_a_header_with_a_space_before_its_colon_is_not_passed_on(served: Served, echo: Echo) -> None:
+    before = len(echo.requests)
+    with socket.create_connection(("127.0.0.1", served("none").ports[8181]), timeout=60) as raw:
+        raw.sendall(b"GET /queue HTTP/1.1\r\nHost: x\r\nX-TARGET-GPU : 1\r\nConnection: close\r\n\r\n")
+        status = raw.makefile("rb").readline().split()[1]
+    assert status in (b"200", b"400")
+    assert [request["headers"]["x-target-gpu"] for request in echo.requests[before:]] in ([], ["0"])
+
+
+def test_comfyui_hears_the_address_as_it_came_and_who_asked(served: Served, echo: Echo) -> None:
+    caddy = served("none")
+    caddy.call(8182, "GET", "/a%2Fb?c=%20d", X_TARGET_GPU="0", Host="example.org:8182")
+    caddy.call(ALL_SLOTS, "GET", "/gpu12/a%2Fb?c=%20d")
+    caddy.call(ALL_SLOTS, "GET", "/a%2Fb")
+    by_port, by_path, common = echo.requests[-3:]
+    assert (by_port["path"], by_path["path"], common["path"]) == ("/a%2Fb?c=%20d", "/a%2Fb?c=%20d", "/a%2Fb")
+    assert (by_port["headers"]["x-target-gpu"], by_path["headers"]["x-target-gpu"]) == ("1", "12")
+    assert "x-target-gpu" not in common["headers"]
+    assert by_port["headers"]["host"] == "example.org:8182"
+    assert by_port["headers"]["x-forwarded-for"] == "127.0.0.1"
+    assert by_port["headers"]["x-real-ip"] == "127.0.0.1"
