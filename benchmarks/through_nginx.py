@@ -84,9 +84,8 @@ def latency(text: str, share: str) -> float:
 
 
 def report(samples: Samples) -> None:
-    print(
-        "| | requests/s, direct | through nginx | ratio | p50 / p99 direct, ms | through nginx |\n|---|---|---|---|---|---|"
-    )
+    print("| | requests/s, direct | through nginx | ratio | p50 / p99 direct, ms | through nginx |")
+    print("|---|---|---|---|---|---|")
     for path in PATHS:
         direct, proxied = (
             [statistics.median(column) for column in zip(*samples[way, path], strict=True)]
