@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comfy_parallel.core.scope import current_scope
 from comfy_parallel.errors import KeyReused
-from comfy_parallel.journal.journal import Journal
 from comfy_parallel.slots.items import SENSITIVE, QueueItem, is_item
+
+if TYPE_CHECKING:  # It is given one, and imports none.
+    from comfy_parallel.journal.journal import Journal
 
 TRAITS = ("place", "peer", "party")  # of a QueueItem, which the host's item does not tell
 

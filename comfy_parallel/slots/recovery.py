@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comfy_parallel.journal.journal import EndedJob, Kept, KeptJob
 from comfy_parallel.slots.askers import note_peer
 from comfy_parallel.slots.items import QueueItem, error_event
 from comfy_parallel.slots.ledger import TRAITS
+
+if TYPE_CHECKING:  # It is given what was kept, and reads none.
+    from comfy_parallel.journal.journal import EndedJob, Kept, KeptJob
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Recovery:
     def __init__(self, front: Any, most_attempts: int, lacks: Lacks) -> None:
         self._front, self._dispatcher = front, front._dispatcher
         self._most_attempts, self._lacks = most_attempts, lacks
+        self._has_secrets = front.has_secrets
 
     def restore(self, kept: Kept) -> None:
         """Put everything back; call it before a slot's worker runs."""
@@ -67,7 +70,7 @@ class Recovery:
         self._front.ledger.restore_ended(prompt_id, ended.request_key)
 
     def _item(self, job: KeptJob) -> QueueItem:
-        item = QueueItem(self._front.host_item(*job.item))
+        item = QueueItem((*job.item, *([{}] if self._has_secrets else [])))
         item.arrival, item.attempts, item.request_key = job.job, job.attempts, job.request_key
         item.queued_at = time.monotonic()
         item.__dict__.update({name: job.traits[name] for name in TRAITS if name in job.traits})

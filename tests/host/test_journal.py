@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_used_is_told_and_jobs_run_in_memory(make_server: 
         deadline = time.monotonic() + WAIT_S
         while server.request("GET", "/health")[1]["queue"]["state"] != "ok" and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        assert other.execute("SELECT prompt_id FROM ends").fetchall() == [(kept,), (meanwhile,)]
+        assert other.execute("SELECT prompt_id FROM ends ORDER BY position").fetchall() == [(kept,), (meanwhile,)]
 
 
 def test_off_writes_nothing(make_server: MakeServer) -> None:
