@@ -16,7 +16,9 @@ PACK_MODES = ("auto", "trust", "alone")
 SPREAD, IN_ORDER = "spread", "in-order"
 CLIENT_ORDERS = (SPREAD, IN_ORDER)
 MOST_PRIORITY = 1000  # of a job, up and down
-_DEVICE = re.compile(r"cpu|mps|(cuda|xpu):(0|[1-9][0-9]{0,2})")
+THREAD, PROCESS = "thread", "process"  # how a slot runs
+LOST = ("requeue", "fail")
+_DEVICE = re.compile(r"(cpu|mps|(?:cuda|xpu):(?:0|[1-9][0-9]{0,2}))(?:=(thread|process))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ class Config:
     enabled: bool = False
     num_gpus: int | None = None
     devices: tuple[str, ...] | None = None
+    kinds: tuple[str | None, ...] = ()
+    workers: str = "threads"
+    worker_lost: str = "requeue"
+    worker_silent_s: float = 300.0
     slots_per_gpu: int = 1
     default_slot: int | None = None
     strict: bool = False
@@ -104,9 +110,18 @@ class Config:
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether several slots compute on one device that is no CPU."""
-        named = [device for device in self.devices or () if device != "cpu"]
-        return self.slots_per_gpu > 1 or len(set(named)) < len(named)
+        """Whether several slots of this process compute on one device that is no CPU."""
+        devices = self.devices or ("",)
+        slots = [device for device in devices for _ in range(self.slots_per_gpu)]
+        kinds = self.slot_kinds(len(slots))
+        named = [device for device, kind in zip(slots, kinds, strict=True) if device != "cpu" and kind == THREAD]
+        return len(set(named)) < len(named)
+
+    def slot_kinds(self, num_slots: int) -> tuple[str, ...]:
+        """`thread` or `process` for each slot, in their order."""
+        usual = PROCESS if self.workers == "processes" else THREAD
+        named = self.kinds or (None,) * (num_slots // self.slots_per_gpu)
+        return tuple(kind or usual for kind in named for _ in range(self.slots_per_gpu))
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -123,6 +138,10 @@ class Config:
             enabled=True,
             num_gpus=_count(env, "COMFY_NUM_GPUS"),
             devices=_devices(env, "COMFY_PARALLEL_DEVICES"),
+            kinds=_kinds(env, "COMFY_PARALLEL_DEVICES"),
+            workers=_choice(env, "COMFY_PARALLEL_WORKERS", ("threads", "processes")) or "threads",
+            worker_lost=_choice(env, "COMFY_PARALLEL_WORKER_LOST", LOST) or "requeue",
+            worker_silent_s=_seconds(env, "COMFY_PARALLEL_WORKER_SILENT_S") or 300.0,
             slots_per_gpu=_count(env, "COMFY_PARALLEL_SLOTS_PER_GPU") or 1,
             default_slot=_default_slot(env, "COMFY_PARALLEL_DEFAULT_GPU"),
             strict=_flag(env, "COMFY_PARALLEL_STRICT"),
@@ -313,15 +332,23 @@ def _devices(env: Mapping[str, str], name: str) -> tuple[str, ...] | None:
     value = env.get(name, "").strip()
     if not value:
         return None
-    devices = tuple(part.strip() for part in value.split(","))
-    for device in devices:
-        if not _DEVICE.fullmatch(device):
+    parts = tuple(part.strip() for part in value.split(","))
+    for part in parts:
+        if not _DEVICE.fullmatch(part):
             raise ConfigError(
-                f"{name}={value!r}: {device!r} is no device; write a comma-separated list like cuda:0,cuda:1 or cpu,cpu"
+                f"{name}={value!r}: {part!r} is no device; write a comma-separated list like cuda:0,cuda:1 or cpu,cpu,"
+                " and cuda:1=process for a slot in a process of its own"
             )
+    devices = tuple(part.partition("=")[0] for part in parts)
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise ConfigError(f"{name}={value!r}: all slots must be of one kind, either cuda:N or cpu")
     return devices
+
+
+def _kinds(env: Mapping[str, str], name: str) -> tuple[str | None, ...]:
+    """What each device of the list says of how its slot runs; read after `_devices`, which checks the list."""
+    value = env.get(name, "").strip()
+    return tuple(part.strip().partition("=")[2] or None for part in value.split(",")) if value else ()
 
 
 def _default_slot(env: Mapping[str, str], name: str) -> int | None:

@@ -59,6 +59,15 @@ class BadRequest(ComfyParallelError):
         self.details = details
 
 
+class JobLost(ComfyParallelError):
+    """The process that ran a job ended before the job did. `has_begun`: it had been given the job."""
+
+    def __init__(self, reason: str, *, has_begun: bool, may_run_again: bool) -> None:
+        super().__init__(reason)
+        self.has_begun = has_begun
+        self.may_run_again = may_run_again
+
+
 class Draining(BadRequest):
     """A new job was sent to a server or a slot that takes no new ones for now."""
 

@@ -7,14 +7,15 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
 from comfy_parallel.core.breaker import Limits
-from comfy_parallel.errors import BadRequest, ComfyParallelError, ConfigError, HostMismatch, JournalError
+from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch, JournalError
+from comfy_parallel.fleet import processes, worker_side
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
@@ -29,7 +30,7 @@ from comfy_parallel.patching.unknown import Search
 from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
 from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
-from comfy_parallel.slots.slot import set_slots, slots
+from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
 from comfy_parallel.slots.stopping import Stopping
 from comfy_parallel.weights import loading
 from comfy_parallel.weights.files import ram
@@ -42,6 +43,8 @@ _FAN_OUT = "one workflow over all slots"
 _WEB_DIRECTORY = Path(__file__).resolve().parent / "ui" / "sidebar"
 
 _config = Config()
+_env: dict[str, str] = {}  # what this process was started with, for those that it starts
+_worker: worker_side.WorkerSide | None = None  # the link to the front, in the process of one slot
 _patches: PatchSet | None = None
 _put_back: list[Callable[[], object]] = []  # the host's choices that we changed
 _search: Search | None = None
@@ -49,14 +52,15 @@ _kept: Kept | None = None  # what the journal tells of before the restart, until
 _take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
 
-def install(env: Mapping[str, str] = os.environ) -> bool:
+def install(env: MutableMapping[str, str] = os.environ) -> bool:
     """Make this ComfyUI process run one job per slot; call it before torch is imported.
 
     Does nothing unless `COMFY_MULTI_GPU_SCHED=1`. Returns whether the scheduler is on. A configuration
     that cannot be used ends the process; a host that cannot be patched starts as it is, with a warning
     (with `COMFY_PARALLEL_STRICT=1` it does not start).
     """
-    global _config
+    global _config, _worker
+    _worker = worker_side.take(env) or _worker
     try:
         _config = Config.from_env(env)
     except ConfigError as error:
@@ -65,6 +69,7 @@ def install(env: Mapping[str, str] = os.environ) -> bool:
         logger.warning("comfy_parallel: %s", sentence)
     if not _config.enabled or _patches is not None:
         return _patches is not None
+    _env.update(env)
     try:
         _put_on()
     except ConfigError as error:
@@ -82,7 +87,8 @@ def _put_on() -> None:
 
     host_dir = facts.directory()
     off = _switched_off()
-    patch_set = PatchSet(patches.without(off), _give_up, _leave_out)
+    chosen = patches.without(off) if _worker is None else patches.of_worker(off)
+    patch_set = PatchSet(chosen, _give_up, _leave_out)
     problems = patch_set.check(Checkout(host_dir))
     if problems:
         raise HostMismatch("; ".join(str(problem) for problem in problems))
@@ -155,6 +161,9 @@ def _complete_server(server: Any) -> None:
     from comfy_parallel.isolation.loaded_models import models_of
 
     front = server.prompt_queue
+    if _worker is not None:
+        facts.set_temp_directory(_worker.temp)
+        tell_slots_in_all(_worker.num_slots)
     try:
         _check_complete()
         _tell_unknown_globals()
@@ -163,7 +172,9 @@ def _complete_server(server: Any) -> None:
         if _config.shares_gpus:
             dynamic_vram.check_off()
         devices = device.choose_devices(_config, facts.device_type())
-        pool.start_slots(front, devices)
+        kinds = _config.slot_kinds(len(devices))
+        pool.start_slots(front, devices, kinds)
+        processes.make(_config, server, kinds, env=_env, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
     except ComfyParallelError as error:
         _exit(error)
     _open_journal(server, front)
@@ -171,13 +182,14 @@ def _complete_server(server: Any) -> None:
     own_names.tell_node_by(lambda: server.last_node_id)
     watch = process_state.job_watch(server.loop.call_soon_threadsafe)
     front.job_begins, front.job_ends = watch.begin, watch.end
-    breaking = Breaking(front.slot_queues, Limits(in_a_row=_config.breaker), device.check)
-    for queue in front.slot_queues:
-        queue.when_ended = breaking.job_ended
+    if _worker is None:  # Else the front sees how its jobs end.
+        breaking = Breaking(front.slot_queues, Limits(in_a_row=_config.breaker), device.check)
+        for queue in front.slot_queues:
+            queue.when_ended = breaking.job_ended
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
     _send_webhooks(server, front)
-    logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(devices))
+    logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(processes.named(devices, kinds)))
     device.warn_if_unequal(devices)
     per_slot.tell()
     for sentence in access.of_host():
@@ -185,7 +197,7 @@ def _complete_server(server: Any) -> None:
     server.prompt_queues = front.slot_queues
     global _take_away
     _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
-    _preload_files(server, front)
+    preload.submit_at_start(server, front, _config.preload)
 
 
 def _take_over(server: Any) -> None:
@@ -205,12 +217,17 @@ def _take_over(server: Any) -> None:
         set_slots(slots()[:1])
         del front.slot_queues[1:]
         front.ledger.close()
+    processes.start()
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     _judge_packs()
     _restore_jobs(front)
     if _config.drain_s:
         _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))
+    if _worker is not None:
+        from comfy_parallel.http import health
+
+        _worker.serve(server, front, health.report)
 
 
 def _open_journal(server: Any, front: Any) -> None:
@@ -255,6 +272,11 @@ def _judge_packs() -> None:
     asynchronous, take_back = serial.make_serial(facts.node_classes(), chosen, facts.raise_if_interrupted)
     _put_back.append(take_back)
     alone |= dict.fromkeys(asynchronous, "COMFY_PARALLEL_SERIAL_NODES")
+    processes_alone = [slot.process is not None for slot in slots()]
+    if all(processes_alone):
+        alone = {}  # Each of these slots is alone in its process.
+    if any(processes_alone):  # Their turns end at the process.
+        alone |= dict.fromkeys(serial.names_in(facts.node_classes(), chosen), "COMFY_PARALLEL_SERIAL_NODES")
     items.when_to_run_alone(verdicts.by_classes(alone.keys()) if alone else None)
 
 
@@ -264,19 +286,6 @@ def _send_webhooks(server: Any, front: Any) -> None:
 
         webhooks.use(_config.webhooks)
         front.job_recorded = webhooks.Sender(server.loop).job_ended
-
-
-def _preload_files(server: Any, front: Any) -> None:
-    """Queue what `COMFY_PARALLEL_PRELOAD` names on every slot."""
-    from comfy_parallel.http import preload
-
-    try:
-        prompt = preload.make_prompt(_config.preload, facts.weight_files)
-    except BadRequest as error:
-        logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
-        return
-    if prompt:
-        preload.submit(server, front, prompt, [slot.index for slot in slots()])
 
 
 def _share_weights(front: Any) -> None:
@@ -363,7 +372,7 @@ def _give_up(mismatch: HostMismatch) -> None:
 
 
 def _stay_off(mismatch: HostMismatch) -> None:
-    if _config.strict:
+    if _config.strict or _worker is not None:
         _exit(mismatch)
     logger.warning(
         "comfy_parallel does not fit this ComfyUI %s and stays OFF; ComfyUI runs one job at a time. %s",

@@ -79,6 +79,8 @@ class Supervisor:
         self._say = say or (lambda line: logger.info("[%s] %s", label, line))
         self._timing = timing or Timing()
         self._process: subprocess.Popen[str] | None = None
+        self._has_worked = False
+        self._killed_because: str | None = None
         self._lock = threading.Lock()
         self._ready, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"supervisor-{label}")
@@ -101,6 +103,10 @@ class Supervisor:
             return "stopped"
         return "ready" if self.is_ready else "waiting" if self.pid is None else "starting"
 
+    def note_work(self) -> None:
+        """The command has done what it is for: should it end, it starts again after the shortest pause."""
+        self._has_worked = True
+
     def start(self) -> None:
         """Start the command, on a thread of its own; returns at once."""
         self._thread.start()
@@ -113,7 +119,7 @@ class Supervisor:
         """End the command at once, with all that it has started; it is started again."""
         with self._lock:
             if self._process is not None:
-                logger.error("[%s] ended by force: %s", self.label, reason)
+                self._killed_because = reason
                 _kill_group(self._process.pid, signal.SIGKILL)
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -136,7 +142,8 @@ class Supervisor:
             self._ended(reason)
             if self._stopping.is_set():
                 return
-            if time.monotonic() - began > self._timing.healthy_after_s:
+            if self._has_worked or time.monotonic() - began > self._timing.healthy_after_s:
+                self._has_worked = False
                 pause_s = self._timing.first_pause_s
             logger.error("[%s] %s; it is started again in %.1f s", self.label, reason, pause_s)
             self._stopping.wait(pause_s)
@@ -156,8 +163,7 @@ class Supervisor:
         reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True, name=f"log-{self.label}")
         reader.start()
         try:
-            is_late = not self._await_ready(process)
-            if is_late:
+            if not self._await_ready(process):
                 self.kill(f"not ready within {self._timing.ready_within_s:g} s")
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             self._ready.clear()
@@ -165,10 +171,11 @@ class Supervisor:
                 _kill_group(process.pid, signal.SIGKILL)
                 self._process = None
                 status = process.wait()
+                because, self._killed_because = self._killed_because, None
         finally:
             os.close(held)
         reader.join(1.0)
-        return "not ready in time" if is_late else _why(status)
+        return _why(status) if because is None else f"was ended by force: {because}"
 
     def _spawn(self, lifeline: int) -> subprocess.Popen[str]:
         command = self._prepare()

@@ -60,6 +60,27 @@ def may_pin() -> bool:
     return not getattr(args, "disable_pinned_memory", False)
 
 
+def temp_directory() -> str:
+    """Where the host keeps what it shows and does not save."""
+    import folder_paths
+
+    return str(folder_paths.get_temp_directory())
+
+
+def set_temp_directory(path: str) -> None:
+    """Have the host keep such files there."""
+    import folder_paths
+
+    folder_paths.set_temp_directory(path)
+
+
+def has_argument(name: str) -> bool:
+    """Whether the host's command line knows an argument, written as an attribute: `database_url`."""
+    from comfy.cli_args import args
+
+    return hasattr(args, name)
+
+
 def weight_files(folder: str) -> list[str]:
     """The files of a model folder, as the host's loader nodes know them."""
     import folder_paths

@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 from comfy_parallel.core.shown import clipped
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.slots import device
-from comfy_parallel.slots.slot import Slot
+from comfy_parallel.slots.slot import Slot, slots
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _told: WeakKeyDictionary[Slot, set[str]] = WeakKeyDictionary()  # Dashboards ask every few seconds.
+_REPORTED = ("device_name", "memory", "graphs", "models")
 _MOST = 300  # characters of a reason
 
 
@@ -26,10 +27,23 @@ class Answers:
     def __init__(self, slot: Slot, models_of: Callable[[Slot], list[dict[str, Any]]] | None = None) -> None:
         self.slot = slot
         self.error: str | None = None
+        if slot.process is not None:
+            self._take_report(slot.process.report, slot.process.last_end)
+            return
         self.device_name = self.ask(lambda: device.name(slot.device))
         self.memory = self.ask(lambda: device.memory(slot.device))
         self.graphs = self.ask(lambda: per_slot.report(slot))
         self.models = None if models_of is None else self.ask(lambda: models_of(slot))
+
+    def _take_report(self, report: dict[str, Any], last_end: str | None) -> None:
+        """What the slot's process has said last; nothing while it starts."""
+        self.error = report.get("error") if report else last_end
+        self.device_name, self.memory, self.graphs, self.models = map(report.get, _REPORTED)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The answers, for another process."""
+        return {name: getattr(self, name) for name in ("error", *_REPORTED)}
 
     @property
     def health(self) -> str:
@@ -50,6 +64,13 @@ class Answers:
         if self.error is not None and self.error not in told:
             told.add(self.error)
             logger.error("%s: its device does not answer: %s", self.slot.name, self.error)
+
+
+def report() -> dict[str, Any]:
+    """The answers of the only slot of this process, with its models, for the front."""
+    from comfy_parallel.isolation.loaded_models import models_of
+
+    return Answers(slots()[0], models_of).report
 
 
 def answers_of(slots: Iterable[Slot]) -> list[Answers]:

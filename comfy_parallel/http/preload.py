@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,12 @@ from typing import Any
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
+from comfy_parallel.host import facts
 from comfy_parallel.http.targets import chosen_slots
 from comfy_parallel.isolation import kept_outputs
+from comfy_parallel.slots.slot import slots
+
+logger = logging.getLogger(__name__)
 
 FilesOf = Callable[[str], list[str]]
 
@@ -94,3 +99,14 @@ def check_request(data: dict[str, Any], target: int | str | None) -> tuple[list[
         example = '{"files": ["checkpoints/name.safetensors"]}'
         raise BadRequest("invalid_request", "files is no list of names", f"send for example {example}")
     return files, chosen_slots(data, target)
+
+
+def submit_at_start(server: Any, front: Any, names: Sequence[str]) -> None:
+    """Queue what `COMFY_PARALLEL_PRELOAD` names on every slot."""
+    try:
+        prompt = make_prompt(names, facts.weight_files)
+    except BadRequest as error:
+        logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
+        return
+    if prompt:
+        submit(server, front, prompt, [slot.index for slot in slots()])

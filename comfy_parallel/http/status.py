@@ -55,6 +55,8 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
         device_name=_json(answers.device_name),
         state=_json(slot.state.shown),
         why_suspended=_json(slot.why_suspended),
+        kind=_json(slot.kind),
+        worker=_json(_worker(slot)),
         health=_json(answers.health),
         error=_json(answers.error),
         running=_json([item[1] for item in running]),
@@ -68,6 +70,19 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
         models=_json(answers.models),
         graphs=_json(answers.graphs),
     )
+
+
+def _worker(slot: Slot) -> dict[str, Any] | None:
+    """The process that runs the slot's jobs; None for a slot of the front's own."""
+    process = slot.process
+    if process is None:
+        return None
+    return {
+        "pid": process.pid,
+        "state": process.state,
+        "restarts": process.restarts,
+        "last_end": process.last_end,
+    }
 
 
 def slot_metrics(slot: Slot) -> dict[str, float | None]:

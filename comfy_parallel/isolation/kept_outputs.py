@@ -22,6 +22,11 @@ def keep_during(prompt_id: str) -> None:
     _keeping.add(prompt_id)
 
 
+def is_kept(prompt_id: Any) -> bool:
+    """Whether the job that its slot runs now takes nothing away from what is cached."""
+    return prompt_id in _keeping
+
+
 def keeping_outputs(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the host's `PromptExecutor.execute`."""
 
@@ -33,11 +38,11 @@ def keeping_outputs(execute: Callable[..., Any]) -> Callable[..., Any]:
         if prompt_id not in _keeping:
             _cached_for.set(slot.last_client_id)
             return execute(self, prompt, prompt_id, *args, **kwargs)
-        _keeping.discard(prompt_id)
         with _nothing_forgotten(self.caches.all):
             try:
                 return execute(self, prompt, prompt_id, *args, **kwargs)
             finally:
+                _keeping.discard(prompt_id)
                 slot.last_client_id = _cached_for.get()  # Its next job still belongs here.
 
     return execute_keeping

@@ -15,8 +15,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 from comfy_parallel.slots.slot import Run, current_runs, current_slot
 
@@ -30,10 +30,23 @@ _holders: dict[Series, dict[int, Run]] = {}
 _listings = 0
 
 
+class Numbers(Protocol):
+    """What a job holds of a series; in a process slot's process it stands for what the front keeps."""
+
+    def counter(self, position: int) -> Any:
+        """The number at this position, held if it was not before."""
+
+    def count_on_being_asked(self) -> None:
+        """A number is written as a text."""
+
+    def make_room(self) -> None:
+        """A plain number was made of one of these."""
+
+
 class Counter(int):
     """A number as the host returns it, one of those that the job holds."""
 
-    _numbers: _Numbers
+    _numbers: Numbers
     _position: int
 
     def __add__(self, other: Any) -> Any:
@@ -171,16 +184,43 @@ def _forget_ended(running: set[Run]) -> None:
             _holders[series] = {number: run for number, run in holders.items() if number >= lowest}
 
 
+Reserve = Callable[[Series, int, int], Any]
+Keeper = Callable[[], AbstractContextManager[Reserve]]
+
+
+@contextmanager
+def kept_here() -> Iterator[Reserve]:
+    """A folder is listed in the body, with which numbers are then reserved; this process keeps who holds them."""
+    with _listing() as ended:
+        yield lambda series, at_least, room: reserve(series, at_least, room, ended)
+
+
+_keeper: Keeper = kept_here
+
+
+def keep_by(keeper: Keeper) -> None:
+    """Have another process keep who holds which numbers."""
+    global _keeper
+    _keeper = keeper
+
+
+def numbered(number: int, numbers: Numbers) -> Counter:
+    """The first number of some that a job holds."""
+    counter = Counter(number)
+    counter._numbers, counter._position = numbers, 0
+    return counter
+
+
 def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Wrap the host's `get_save_image_path`."""
 
     @functools.wraps(original)
     def get_save_image_path(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         room = 1 if _is_hosts(str(sys._getframe(1).f_globals.get("__name__"))) else _ROOM
-        with _listing() as ended:
+        with _keeper() as reserve_number:
             folder, filename, number, *rest = original(*args, **kwargs)
             series = os.path.normcase(os.path.abspath(folder)), os.path.normcase(filename)
-            counter = reserve(series, number, room, ended)
+            counter = reserve_number(series, number, room)
         return (folder, filename, counter, *rest)
 
     return get_save_image_path

@@ -15,6 +15,7 @@ from comfy_parallel.patches import (
     step_overhead,
     stepping,
     weights,
+    worker,
 )
 from comfy_parallel.patching.engine import Patch
 
@@ -35,3 +36,8 @@ ALL: tuple[Patch, ...] = (
 def without(features: Container[str]) -> tuple[Patch, ...]:
     """All patches but those of these features: what is switched off needs no patch."""
     return tuple(patch for patch in ALL if patch.feature not in features)
+
+
+def of_worker(features: Container[str]) -> tuple[Patch, ...]:
+    """The same, for the process of one slot."""
+    return (*without(features), *worker.PATCHES)

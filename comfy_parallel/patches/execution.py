@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.fleet.process_slot import where_its_slot_runs
 from comfy_parallel.http import events
 from comfy_parallel.isolation import kept_outputs, out_of_memory
 from comfy_parallel.nodes.parallel import fan_out
@@ -90,10 +91,10 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         target="execution:PromptExecutor.execute",
-        wrap=kept_outputs.keeping_outputs,
+        wrap=lambda execute: kept_outputs.keeping_outputs(where_its_slot_runs(execute)),
         params=("self", "prompt", "prompt_id"),
-        why="A job that loads files ahead would cost its slot all that is cached there.",
-        until="the host can run a job beside its cache",
+        why="A slot's jobs may run in another process, and one that loads files ahead must not cost it its cache.",
+        until="the host can hand a job over, and run one beside its cache",
     ),
     Patch(
         target="execution:PromptExecutor.execute",

@@ -214,11 +214,11 @@ class Dispatcher:
         self.running[item_id], self._owners[item_id] = item, desk
         desk.taken.append(item_id)
 
-    def leave(self, desk: Desk) -> None:
+    def leave(self, desk: Desk, *, has_run: bool = False) -> None:
         """The slot's worker goes without a job. What it was given, or hands back, waits again."""
         for item_id in desk.taken:
             self._drop(item_id)
-            self.ledger.hand_back(item_id)
+            self.ledger.hand_back(item_id, has_run=has_run)
             desk.slot.run = None
         self._put_back(desk)
         if desk.slot.run is None:
@@ -238,9 +238,9 @@ class Dispatcher:
 
     def _put_back(self, desk: Desk) -> None:
         given, desk.given = desk.given, None
-        for item in desk.inbox:
-            if item is not given:
-                heapq.heappush(self.waiting, item)
+        for item in [item for item in desk.inbox if item is not given]:
+            heapq.heappush(self.waiting, item)
+            self._waits_alone = self._waits_alone or bool(view_of(item).is_alone)
         desk.inbox.clear()
         if desk.slot.state is SlotState.OFFERED:
             desk.slot.change(SlotEvent.WITHDRAW)

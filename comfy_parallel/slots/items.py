@@ -48,6 +48,7 @@ class QueueItem(tuple[Any, ...]):
     attempts: int = 0  # how often it has begun to run
     request_key: str | None = None  # as `core.scope.RequestKey.text`
     is_kept: bool = False  # It is in the journal.
+    losses: int = 0  # how often a process ended while it ran this job
 
     @property
     def prompt_id(self) -> Any:

@@ -166,15 +166,15 @@ class Ledger:
         if self.journal is not None and job.is_kept:
             self.journal.start(job.arrival, job.attempts)
 
-    def hand_back(self, item_id: int) -> None:
-        """The slot's worker goes without this job, which has not run."""
+    def hand_back(self, item_id: int, *, has_run: bool = False) -> None:
+        """The slot's worker goes without this job, which has not run, or has not ended because its process did."""
         job = self._running.pop(item_id, None)
         if job is None:
             return
         if self._live.get(job[1]) is not job:  # A node pack has queued it again meanwhile.
             self.remove([job])
             return
-        job.attempts -= 1
+        job.attempts -= not has_run
         self._handed_back.add(job.arrival)
         if self.journal is not None and job.is_kept:
             self.journal.start(job.arrival, job.attempts)

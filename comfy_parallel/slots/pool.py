@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from comfy_parallel.config import THREAD
 from comfy_parallel.slots import device
 from comfy_parallel.slots.slot import Slot, set_slots, slots
 
@@ -36,13 +37,13 @@ def packs_loaded(server: Any) -> None:
     _packs_loaded(server)
 
 
-def start_slots(front: Any, devices: Sequence[str]) -> None:
-    """Make one slot and its queue per device, after each device was used once.
+def start_slots(front: Any, devices: Sequence[str], kinds: Sequence[str]) -> None:
+    """Make one slot and its queue per device, after each device of a slot of this process was used once.
 
     Raises:
         DeviceError: naming the first device that cannot be used.
     """
-    check_devices(devices)
+    check_devices([name for name, kind in zip(devices, kinds, strict=True) if kind == THREAD])
     set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
     for slot in slots():
         front.add_slot(slot)

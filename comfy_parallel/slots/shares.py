@@ -17,10 +17,10 @@ class Shares:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    def put(self, item: tuple[Any, ...], share: Share, job: QueueItem) -> None:
-        """Let a share of a running job wait for any slot, at the place in the queue that the job had."""
+    def put(self, item: tuple[Any, ...], share: Share, job: QueueItem, target: int | None = None) -> None:
+        """Let a share of a running job wait for a slot, or any, at the place in the queue that the job had."""
         queued = QueueItem(item)
-        queued.share, queued.queued_at = share, time.monotonic()
+        queued.share, queued.target, queued.queued_at = share, target, time.monotonic()
         queued.priority, queued.place, queued.peer, queued.party = job.priority, job.place, job.peer, job.party
         with self._dispatcher.mutex:
             self._dispatcher.shares.add(queued.prompt_id)

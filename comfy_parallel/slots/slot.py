@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from comfy_parallel.core.histogram import Histogram
 from comfy_parallel.core.series import Series
@@ -83,12 +83,41 @@ class SlotStats:
         return self.waits.sum_s
 
 
+class Process(Protocol):
+    """Another process, which runs a slot's jobs in the place of the slot's thread."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    @property
+    def last_end(self) -> str | None: ...
+
+    @property
+    def report(self) -> dict[str, Any]: ...
+
+    def await_ready(self) -> None:
+        """Return once it can be given a job."""
+
+    def set_flags(self, flags: dict[str, Any]) -> None:
+        """Have it carry out `POST /free`."""
+
+    def execute(self, executor: Any, prompt: Any, prompt_id: Any, extra_data: Any, outputs: Any) -> None:
+        """Run a job there for the host's executor here."""
+
+
 class Slot:
     """The unit of concurrency. `device` is written as torch writes it: `cuda:1`, `cpu`."""
 
     def __init__(self, index: int, device: str) -> None:
         self.index = index
         self.device = device
+        self.process: Process | None = None
         self.run: Run | None = None
         self.state = SlotState.STARTING
         self.is_recording = False
@@ -97,6 +126,11 @@ class Slot:
         self.models: frozenset[str] = frozenset()  # the weight files of the last job that had any
         self.stats = SlotStats()
         self.values: dict[SlotLocal[Any], Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """`thread` or `process`."""
+        return "thread" if self.process is None else "process"
 
     @property
     def name(self) -> str:
@@ -156,6 +190,7 @@ class Slot:
 
 _CURRENT: ContextVar[Slot | None] = ContextVar("comfy_parallel_slot", default=None)
 _SLOTS: tuple[Slot, ...] = ()
+_TOLD = 0
 _OUTSIDE: dict[SlotLocal[Any], Any] = {}
 
 current_slot = _CURRENT.get
@@ -178,9 +213,20 @@ def set_slots(new: tuple[Slot, ...]) -> None:
     _SLOTS = new
 
 
+def slots_in_all() -> int:
+    """How many slots the server has. The process of a single slot has one of its own, and is told of the others."""
+    return _TOLD or len(_SLOTS)
+
+
+def tell_slots_in_all(count: int) -> None:
+    """This process is that of one slot among so many."""
+    global _TOLD
+    _TOLD = count
+
+
 def is_shared(slot: Slot) -> bool:
-    """Whether another slot computes on the same device."""
-    return any(other.device == slot.device for other in slots() if other is not slot)
+    """Whether another slot of this process computes on the same device."""
+    return any(other.device == slot.device and other.process is None for other in slots() if other is not slot)
 
 
 def current_runs() -> list[Run]:

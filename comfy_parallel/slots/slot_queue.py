@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.errors import JobLost
 from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.dispatcher import Dispatcher
-from comfy_parallel.slots.items import SENSITIVE, client_of, error_event, error_text, is_item, view_of
+from comfy_parallel.slots.items import SENSITIVE, QueueItem, client_of, error_event, error_text, is_item, view_of
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.slots.tally import Tally
 
@@ -63,6 +64,8 @@ class SlotQueue:
             garbage.collect()
         self.front.between_jobs(self._was_freed)
         self._was_freed = False
+        if self.slot.process is not None:
+            self.slot.process.await_ready()
         with self.mutex:
             self._dispatcher.ask(self._desk)
         try:
@@ -121,6 +124,8 @@ class SlotQueue:
         self._was_freed = self._was_freed or bool(flags.get("free_memory"))
         if flags:
             self.slot.models = frozenset()
+        if flags and reset and self.slot.process is not None:
+            self.slot.process.set_flags(flags)
         return flags
 
     def interrupt_if_running(self, prompt_id: str) -> bool:
@@ -136,11 +141,33 @@ class SlotQueue:
             items = list(zip(self.currently_running, self.running_items(), strict=True))
         try:
             for item_id, item in items:
-                self.fail(item_id, item, error)
+                if not self._hand_back(error):
+                    self.fail(item_id, item, error)
         finally:
             with self.mutex:
                 self._dispatcher.die(self._desk)
         return [item[1] for _, item in items]
+
+    def _hand_back(self, error: BaseException) -> bool:
+        """Let the job wait again whose process ended, unless that has had its second chance; whether it does."""
+        item = self._taken
+        if not isinstance(error, JobLost) or type(item) is not QueueItem:
+            return False
+        if error.has_begun and (item.losses or not error.may_run_again):
+            return False
+        item.losses += error.has_begun
+        logger.warning("%s: job %s waits again: %s", self.slot.name, item[1], error_text(error))
+        self.server.last_node_id, self.slot.models = None, frozenset()
+        with entered(self.slot):
+            switches.end_job()
+            self.front.job_ends()
+        if isinstance(item[3], dict):
+            item[3]["gpu_id"] = item.target
+        with self.mutex:
+            self._desk.inbox.append(item)
+            self._dispatcher.leave(self._desk, has_run=error.has_begun)
+            self.server.queue_updated()
+        return True
 
     def fail(self, item_id: int, item: Any, error: BaseException) -> None:
         """End a job as an error. Nothing here may depend on what the job or its nodes have made."""

@@ -55,7 +55,8 @@ class Worker:
         """Run on the calling thread; does not return."""
         threading.current_thread().name = _thread_name(self.slot)
         with entered(self.slot):
-            device.bind(self.slot.device, len(slots()))
+            if self.slot.process is None:
+                device.bind(self.slot.device, sum(slot.process is None for slot in slots()))
             logger.info("%s: worker started", self.slot.name)
             while True:
                 self._run_once()

@@ -199,3 +199,39 @@ def test_what_others_use_is_left_alone(name: str) -> None:
 
 def test_switched_off_nothing_is_said() -> None:
     assert misspelt({"COMFY_MULTI_GPU_SCHED": "0", "COMFY_NUM_GPU": "1"}) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "devices", "kinds"),
+    [
+        ({"COMFY_PARALLEL_DEVICES": "cpu,cpu=process"}, ("cpu", "cpu"), ("thread", "process")),
+        ({"COMFY_PARALLEL_DEVICES": "cpu=thread, cpu", "COMFY_PARALLEL_WORKERS": "processes"}, ("cpu", "cpu"),
+         ("thread", "process")),
+        ({"COMFY_PARALLEL_DEVICES": "cuda:1=process", "COMFY_PARALLEL_SLOTS_PER_GPU": "2"}, ("cuda:1",),
+         ("process", "process")),
+        ({"COMFY_PARALLEL_WORKERS": "threads"}, None, ("thread", "thread")),
+        ({"COMFY_PARALLEL_WORKERS": "processes", "COMFY_PARALLEL_SLOTS_PER_GPU": "2"}, None, ("process", "process")),
+    ],
+)  # fmt: skip
+def test_slots_may_have_processes_of_their_own(
+    env: dict[str, str], devices: tuple[str, ...] | None, kinds: tuple[str, ...]
+) -> None:
+    config = Config.from_env({"COMFY_MULTI_GPU_SCHED": "1", **env})
+    assert config.devices == devices
+    assert config.slot_kinds(len(kinds)) == kinds
+    assert not config.shares_gpus
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"COMFY_PARALLEL_DEVICES": "cpu=fork"},
+        {"COMFY_PARALLEL_DEVICES": "cpu="},
+        {"COMFY_PARALLEL_WORKERS": "process"},
+        {"COMFY_PARALLEL_WORKER_LOST": "retry"},
+        {"COMFY_PARALLEL_WORKER_SILENT_S": "soon"},
+    ],
+)
+def test_a_wrong_choice_of_processes_is_refused(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(env))):
+        Config.from_env({"COMFY_MULTI_GPU_SCHED": "1", **env})

@@ -71,9 +71,7 @@ def make_serial(
     asynchronous = []
     for serial in serials:
         turn = _Turn(while_waiting)
-        matching = [
-            name for name in node_classes if any(fnmatch.fnmatchcase(name, pattern) for pattern in serial.patterns)
-        ]
+        matching = names_in(node_classes, [serial])
         if not matching and serial not in KNOWN:
             logger.warning("comfy_parallel: %s: no node is called so (COMFY_PARALLEL_SERIAL_NODES)", serial.patterns[0])
         for name in matching:
@@ -88,6 +86,12 @@ def make_serial(
             undos.pop()()
 
     return asynchronous, take_back
+
+
+def names_in(node_classes: Iterable[str], serials: Iterable[Serial]) -> list[str]:
+    """Those of the class types whose nodes run one at a time."""
+    patterns = [pattern for serial in serials for pattern in serial.patterns]
+    return [name for name in node_classes if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _wrap(node_class: type, turn: _Turn) -> Callable[[], None] | None:

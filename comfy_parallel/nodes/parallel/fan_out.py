@@ -14,7 +14,7 @@ from comfy_parallel.core.fan_out import Plan, plan
 from comfy_parallel.core.shares import Share
 from comfy_parallel.core.states import SlotState
 from comfy_parallel.nodes.parallel.gathering import Gathering
-from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job, slots
+from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job, slots, slots_in_all
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def use(collectors: Collection[str], sources: Collection[str], branching: Collec
 
 def default_participants() -> int:
     """How many shares a job is made of that does not say."""
-    return len(slots())
+    return slots_in_all()
 
 
 def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +74,7 @@ def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         run = functools.partial(execute, self, prompt, prompt_id, extra_data or {}, execute_outputs, **kwargs)
         slot = current_slot()
-        if slot is None or not _collectors:
+        if slot is None or slot.process is not None or not _collectors:  # Such a process computes all shares itself.
             return run()
         if slot.run is not None and slot.run.share is not None:
             return _run_share(self, _children.pop(prompt_id, None), slot, run)
@@ -129,6 +129,9 @@ def _run_parent(queue: Any, job: FanOut, run: Callable[[], Any]) -> Any:
 def _offer(queue: Any, job: FanOut) -> None:
     """Queue each share with the job's own number: a slot that is free takes it before what came later."""
     item = queue.running_items()[0]
+    helpers = _helpers(queue.slot)
+    if not helpers:
+        return
     number, _, _, extra_data, _, *rest = item
     for participant in range(1, job.plan.participants):
         child_id = str(uuid.uuid4())
@@ -140,8 +143,18 @@ def _offer(queue: Any, job: FanOut) -> None:
         told = {**own, "comfy_parallel": {"prompt_id": job.prompt_id, "participant": participant}}
         prompt = job.plan.child_prompt(participant)
         queue.front.shares.put(
-            (number, child_id, prompt, told, job.plan.collectors_of(participant), *rest), share, item
+            (number, child_id, prompt, told, job.plan.collectors_of(participant), *rest),
+            share,
+            item,
+            helpers[participant % len(helpers)],
         )
+
+
+def _helpers(own: Slot) -> list[int | None]:
+    """The slots for shares, None for any. A slot in a process of its own cannot take one: what it makes stays there."""
+    if all(slot.process is None for slot in slots()):
+        return [None]
+    return [slot.index for slot in slots() if slot.process is None and slot is not own]
 
 
 def _run_share(executor: Any, job: FanOut | None, slot: Slot, run: Callable[[], Any]) -> Any:

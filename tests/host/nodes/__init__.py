@@ -9,7 +9,9 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -306,6 +308,23 @@ class CPTKill:
         raise SystemExit("killed by test")
 
 
+class CPTEndProcess:
+    """Ends the process that runs it, as a fault in a driver does."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "end"
+    RETURN_TYPES = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def end(self) -> tuple[int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+        return (0,)
+
+
 class CPTFail:
     """Fails as an ordinary node does."""
 
@@ -464,6 +483,7 @@ NODE_CLASS_MAPPINGS = {
         CPTThreads,
         CPTRandom,
         CPTKill,
+        CPTEndProcess,
         CPTFail,
         CPTWhere,
         CPTConstInt,

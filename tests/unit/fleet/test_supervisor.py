@@ -86,7 +86,7 @@ def test_a_command_that_dies_is_started_again(watch: Callable[..., Watched], num
 def test_a_command_that_is_never_ready_is_ended_and_tried_again(watch: Callable[..., Watched]) -> None:
     one = watch("import time; time.sleep(600)", Timing(ready_within_s=0.2, first_pause_s=0.01))
     eventually(lambda: one.supervisor.restarts >= 2, "not started again")
-    assert set(one.ends) == {"not ready in time"}
+    assert set(one.ends) == {"was ended by force: not ready within 0.2 s"}
 
 
 def test_a_command_that_cannot_be_started_says_so() -> None:
