@@ -14,6 +14,7 @@ import pytest
 
 from tests.host.conftest import MakeServer
 from tests.host.jobs import held, hold, interrupt, message, outcome, progress, quick, release, shown, start_held
+from tests.host.kills import Kills
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -219,6 +220,13 @@ def test_a_job_that_ends_its_process_twice_fails_with_the_reason(server: HostSer
     assert error["exception_type"] == "JobLost"
     assert "SIGKILL" in error["exception_message"]
     assert shown(server.run(quick(3), PROCESS)) == 3
+
+
+def test_processes_killed_under_load_lose_and_double_nothing(server: HostServer) -> None:
+    with Kills(server, seed=3) as kills:
+        for _ in range(3):
+            kills.kill_one()
+    assert (kills.lost, kills.doubled, kills.failed) == ([], [], [])
 
 
 def test_a_stopped_process_is_ended_and_its_job_runs_again(server: HostServer) -> None:

@@ -308,6 +308,24 @@ class CPTKill:
         raise SystemExit("killed by test")
 
 
+class CPTSpin:
+    """Computes in Python alone, so it holds the interpreter."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "spin"
+    RETURN_TYPES = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"rounds": ("INT", {"default": 1000, "max": 10**9}), "seed": ("INT", {"default": 0})}}
+
+    def spin(self, rounds: int, seed: int) -> tuple[int]:
+        number = seed
+        for _ in range(rounds):
+            number = number * 31 + 7 & 0xFFFF
+        return (number,)
+
+
 class CPTEndProcess:
     """Ends the process that runs it, as a fault in a driver does."""
 
@@ -484,6 +502,7 @@ NODE_CLASS_MAPPINGS = {
         CPTRandom,
         CPTKill,
         CPTEndProcess,
+        CPTSpin,
         CPTFail,
         CPTWhere,
         CPTConstInt,
