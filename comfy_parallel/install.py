@@ -157,7 +157,7 @@ def _complete_server(server: Any) -> None:
 
     Ends the process with the reason when a device is missing or cannot be initialised.
     """
-    from comfy_parallel.http import middleware, peers
+    from comfy_parallel.http import middleware, peers, preload
     from comfy_parallel.isolation.loaded_models import models_of
 
     front = server.prompt_queue
