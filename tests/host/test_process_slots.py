@@ -22,7 +22,7 @@ pytestmark = pytest.mark.host
 
 THREAD, PROCESS = 0, 1
 LIMIT_S = 120.0
-SKIPPED = ("timestamp", "prompt", "traceback", "filename", "sid")
+SKIPPED = ("current_outputs", "timestamp", "prompt", "traceback", "filename", "sid")
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def _run_parent(queue: Any, job: FanOut, run: Callable[[], Any]) -> Any:
 def _offer(queue: Any, job: FanOut) -> None:
     """Queue each share with the job's own number: a slot that is free takes it before what came later."""
     item = queue.running_items()[0]
-    helpers = _helpers(queue.slot)
+    helpers = _helpers(_here())
     if not helpers:
         return
     number, _, _, extra_data, _, *rest = item

@@ -26,7 +26,7 @@ class Shares:
     def __init__(self) -> None:
         self.put_items: list[tuple[Any, Share]] = []
 
-    def put(self, item: Any, share: Share, job: Any) -> None:
+    def put(self, item: Any, share: Share, job: Any, target: int | None = None) -> None:
         self.put_items.append((item, share))
 
     def drop(self, prompt_id: str) -> bool:
