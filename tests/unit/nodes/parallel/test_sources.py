@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comfy_parallel.errors import NodeInputError
-from comfy_parallel.nodes.parallel import collectors, dividers, registry, sources
+from comfy_parallel.nodes.parallel import collectors, dividers, fan_out, registry, sources
 
 
 def test_the_seed_counts_up() -> None:
@@ -82,3 +82,4 @@ def test_nodes_stay_out_beside_the_pack_that_they_are_known_from(tmp_path: Path)
     assert {"DistributedCollector", "DistributedSeed", "ParallelDivider"} <= registry.nodes(
         {}, [tmp_path], print
     ).keys()
+    fan_out.use((), ())
