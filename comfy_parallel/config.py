@@ -104,6 +104,7 @@ class Config:
     policy: Policy = Policy()
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
+    state_fsync: bool = False
     attempts: int = 2
     webhooks: Webhooks = Webhooks()
     serial_nodes: tuple[str, ...] = ()
@@ -155,6 +156,7 @@ class Config:
             breaker=_count_or_off(env, "COMFY_PARALLEL_BREAKER", 5),
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
+            state_fsync=_flag(env, "COMFY_PARALLEL_STATE_FSYNC"),
             attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
             trusted_proxies=_names(env, "COMFY_PARALLEL_TRUSTED_PROXIES"),
             webhooks=_webhooks(env),

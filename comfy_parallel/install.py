@@ -237,7 +237,7 @@ def _open_journal(server: Any, front: Any) -> None:
         return
     path = facts.state_file() if _config.state is None else Path(_config.state).expanduser()
     try:
-        journal = Journal(path, secrets.names())
+        journal = Journal(path, secrets.names(), is_power_safe=_config.state_fsync)
         _kept = journal.recover()
     except JournalError as error:
         logger.error("comfy_parallel: the queue is kept in memory only, and a restart loses it: %s", error)

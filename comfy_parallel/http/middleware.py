@@ -112,7 +112,7 @@ async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> 
             raise
         return refusal
     if response.status == 200:
-        await front.ledger.on_disk()
+        await front.ledger.kept()
     if scope.repeated is not None:
         replies.complete(response, functools.partial(replies.as_repeated, scope.repeated))
     else:

@@ -1,8 +1,9 @@
 """The journal's file: writing to it without fail, or saying once why that does not work.
 
-A change reaches the file in two steps. `flush` gives it to the operating system, from where a killed process cannot
-lose it; `on_disk` waits until it is on the disk, which a power cut leaves as it is. Many waiting requests share one
-commit and one fsync, on a thread, so that the host's event loop never waits for a disk.
+A change reaches the file in two steps. A commit gives it to the operating system, from where a killed process cannot
+lose it; an fsync, on a thread, brings it to the disk, which a power cut leaves as it is, within a second. Requests wait
+for the commit, on the event loop, which takes less time than to wake a thread; with `is_power_safe` for the fsync too.
+Those that wait together share one.
 """
 
 from __future__ import annotations
@@ -40,12 +41,18 @@ class JournalFile:
 
     Changes that cannot be written now (a full disk, a lock) are kept and written, in order, as soon as that works.
 
+    Args:
+        is_power_safe: `kept` waits for the disk too.
+
     Raises:
         JournalError: when the file cannot be used, with what to do.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_power_safe: bool = False) -> None:
         self.path = path
+        self._is_power_safe = is_power_safe
+        self._next_commit: asyncio.Future[None] | None = None  # of the event loop's
+        self._is_ahead_of_disk = False
         self.problem: str | None = None  # why changes are not in the file now
         self._mutex = threading.Lock()  # of `_backlog` and `_awaiting`; never held while a disk is waited for
         self._writing = threading.Lock()  # of `_connection`
@@ -81,7 +88,7 @@ class JournalFile:
             raise JournalError(f"{self.path}: {error}", _remedy(error)) from error
 
     def write(self, *statements: Statement, soon: bool = False) -> None:
-        """Have these changes made, all or none of them, at the next `flush` or `on_disk`, with `soon` at once on a
+        """Have these changes made, all or none of them, at the next `flush` or `kept`, with `soon` at once on a
         thread. Waits for nothing and never raises."""
         with self._mutex:
             if not self._takes_no_more:
@@ -95,10 +102,25 @@ class JournalFile:
         if self.problem is None:
             self._flush()
 
-    async def on_disk(self) -> None:
-        """Wait until all changes so far are on the disk, or cannot be brought there now."""
+    async def kept(self) -> None:
+        """Wait until all changes so far are where a kill of the process leaves them, or cannot be brought there now."""
         if self.problem is not None or self._takes_no_more:
             return
+        if self._is_power_safe:
+            await self._on_disk()
+            return
+        if self._next_commit is None:
+            loop = asyncio.get_running_loop()
+            self._next_commit = loop.create_future()
+            loop.call_soon(self._commit_for_all, self._next_commit)
+        await asyncio.shield(self._next_commit)  # One request that is cancelled does not cancel it for the others.
+
+    def _commit_for_all(self, committed: asyncio.Future[None]) -> None:
+        self._next_commit = None
+        self.flush()
+        committed.set_result(None)
+
+    async def _on_disk(self) -> None:
         future = asyncio.get_running_loop().create_future()
         with self._mutex:
             self._awaiting.append(future)
@@ -134,6 +156,7 @@ class JournalFile:
             except _Failure as error:
                 self._fail(error, batch)
                 return
+            self._is_ahead_of_disk = True
         if self.problem is not None:
             logger.warning("comfy_parallel: %s is up to date again", self.path)
             self.problem = None
@@ -169,7 +192,8 @@ class JournalFile:
             awaiting, self._awaiting = self._awaiting, []
         self._flush()
         try:
-            if awaiting and self.problem is None:
+            if (awaiting or self._is_ahead_of_disk) and self.problem is None:
+                self._is_ahead_of_disk = False
                 os.fsync(self._log)
         except OSError as error:
             with self._writing:

@@ -63,14 +63,15 @@ class Kept:
 
 class Journal:
     """The journal of one server. Its methods take changes in their order, wait for nothing and never raise; `flush` and
-    `on_disk` wait until the changes are where a kill or a power cut leaves them.
+    `kept` wait until the changes are where a kill leaves them.
 
     Args:
         secret_names: what of a job's `extra_data` must not be on disk.
+        is_power_safe: `kept` waits until a power cut leaves them, too.
     """
 
-    def __init__(self, path: Path, secret_names: Iterable[str] = ()) -> None:
-        self._file = JournalFile(path)
+    def __init__(self, path: Path, secret_names: Iterable[str] = (), *, is_power_safe: bool = False) -> None:
+        self._file = JournalFile(path, is_power_safe=is_power_safe)
         self._secret_names = frozenset(secret_names)
 
     @property
@@ -90,9 +91,9 @@ class Journal:
         """Put what was told so far where a kill of the process leaves it."""
         self._file.flush()
 
-    async def on_disk(self) -> None:
-        """Wait until what was told so far is where a power cut leaves it."""
-        await self._file.on_disk()
+    async def kept(self) -> None:
+        """As `flush`, on the event loop."""
+        await self._file.kept()
 
     def accept(
         self,
@@ -109,7 +110,7 @@ class Journal:
         """A job waits from now on, or was changed; `item` holds the host's first five parts, `traits` what else is to
         be known of it. Whether it is one that can be kept.
 
-        `soon`: nobody is going to wait for it with `flush` or `on_disk`.
+        `soon`: nobody is going to wait for it with `flush` or `kept`.
         """
         names = set(secrets)
         extra_data = item[3]

@@ -65,10 +65,10 @@ class Ledger:
         if self.journal is not None:
             self.journal.flush()
 
-    async def on_disk(self) -> None:
-        """Wait until what was told so far is where a power cut leaves it. Call it without the mutex."""
+    async def kept(self) -> None:
+        """As `flush`, on the event loop."""
         if self.journal is not None:
-            await self.journal.on_disk()
+            await self.journal.kept()
 
     def close(self) -> None:
         """The server ends in order: what runs is not to blame, and its run does not count. Needs no mutex."""

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_what_a_full_file_does_not_take_is_written_when_there_is_room(tmp_path: 
     journal.flush()
     assert journal.problem is not None
     assert "make room" in journal.problem
-    asyncio.run(asyncio.wait_for(journal.on_disk(), 20))  # nobody waits for a disk that is full
+    asyncio.run(asyncio.wait_for(journal.kept(), 20))  # nobody waits for a disk that is full
     connection.execute("PRAGMA max_page_count=1000000")
     journal.accept(2, (2, "small", {}, {}, []), target=None, soon=True)
     deadline = time.monotonic() + 60
@@ -94,12 +95,13 @@ def test_what_a_full_file_does_not_take_is_written_when_there_is_room(tmp_path: 
     journal.close()
 
 
-def test_many_wait_for_the_disk_together_and_find_all_that_was_told_before(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "state.sqlite3")
+@pytest.mark.parametrize("is_power_safe", [False, True])
+def test_many_wait_together_and_find_all_that_was_told_before(tmp_path: Path, is_power_safe: bool) -> None:
+    journal = Journal(tmp_path / "state.sqlite3", is_power_safe=is_power_safe)
 
     async def accept(number: int) -> int:
         journal.accept(number, (number, f"id-{number}", {}, {}, []), target=None)
-        await asyncio.wait_for(journal.on_disk(), 60)
+        await asyncio.wait_for(journal.kept(), 60)
         with closing(sqlite3.connect(tmp_path / "state.sqlite3")) as reader:
             return int(reader.execute("SELECT count(*) FROM jobs WHERE job = ?", (number,)).fetchone()[0])
 
@@ -130,3 +132,36 @@ def test_a_second_server_is_refused(tmp_path: Path) -> None:
     second = subprocess.run(command, cwd=REPO_DIR, capture_output=True, text=True, check=False)
     journal.close()
     assert "another server uses it" in second.stderr
+
+
+@pytest.mark.parametrize("is_power_safe", [False, True])
+def test_it_reaches_the_disk_soon_and_before_the_answer_where_that_is_asked(
+    tmp_path: Path, is_power_safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = threading.Event()
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        fsync(fd)
+        synced.set()
+
+    monkeypatch.setattr(os, "fsync", note)
+    journal = Journal(tmp_path / "state.sqlite3", is_power_safe=is_power_safe)
+    journal.accept(1, (1, "id", {}, {}, []), target=None)
+    asyncio.run(asyncio.wait_for(journal.kept(), 60))
+    assert synced.is_set() or not is_power_safe
+    assert synced.wait(60)
+    journal.close()
+
+
+def test_a_request_that_is_cancelled_takes_no_other_along(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+
+    async def two() -> None:
+        first, second = (asyncio.ensure_future(journal.kept()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait_for(second, 60)
+
+    asyncio.run(two())
+    journal.close()
