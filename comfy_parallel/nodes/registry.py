@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_parallel.nodes import advanced, loaders, virtual_vram
+from comfy_parallel.nodes import advanced, loaders, originals, virtual_vram
 from comfy_parallel.nodes.table import CORE, PACKS, Loader
 from comfy_parallel.slots import device
 
-logger = logging.getLogger(__name__)
-
-PEER = "ComfyUI-MultiGPU"
+ORIGINAL = "ComfyUI-MultiGPU"
 
 
 def nodes(known: Mapping[str, type], device_type: str, pack_folders: Iterable[Path]) -> dict[str, type]:
     """All that can be made of the classes that the host knows now; none beside the pack whose names these are."""
-    peer = installed_peer(pack_folders)
-    if peer is not None:
-        logger.info("comfy_parallel: its device-choosing nodes stay out, because %s is installed (%s)", PEER, peer)
+    if originals.installed(ORIGINAL, pack_folders, "distorch_2.py", instead_of="device-choosing nodes"):
         return {}
     devices = partial(device_names, device_type)
     made: dict[str, type] = dict(advanced.nodes(known, devices, virtual_vram.spread_result))
@@ -38,15 +33,6 @@ def device_names(device_type: str) -> Sequence[str]:
     if device_type == "privateuseone":
         return ["cpu", "privateuseone:0"]
     return ["cpu", *(f"{device_type}:{index}" for index in range(device.device_count(device_type)))]
-
-
-def installed_peer(pack_folders: Iterable[Path]) -> Path | None:
-    """The folder of the pack that these nodes are known from, where it is installed."""
-    for folder in pack_folders:
-        for path in sorted(folder.glob("*/distorch_2.py")):
-            if not path.parent.name.endswith(".disabled"):
-                return path.parent
-    return None
 
 
 def _both(row: Loader, original: Any, devices: loaders.Devices) -> dict[str, type]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from comfy_parallel.nodes import originals
 from comfy_parallel.nodes.parallel import branches, collectors, dividers, fan_out, sources
 
-logger = logging.getLogger(__name__)
-
-PEER = "ComfyUI-Distributed"
+ORIGINAL = "ComfyUI-Distributed"
 
 
 def nodes(
     known: Mapping[str, type], pack_folders: Iterable[Path], check_interrupt: Callable[[], None]
 ) -> dict[str, type]:
     """Our nodes; none beside the pack whose names these are. Jobs with a collector are shared out from then on."""
-    peer = installed_peer(pack_folders)
-    if peer is not None:
-        logger.info("comfy_parallel: its nodes for several slots stay out, because %s is installed (%s)", PEER, peer)
+    if originals.installed(
+        ORIGINAL, pack_folders, "distributed.py", instead_of="nodes for several slots", is_it=_is_original
+    ):
         fan_out.use((), ())
         return {}
     collecting, giving = collectors.nodes(check_interrupt), {**sources.nodes(), **dividers.shares()}
@@ -39,16 +37,7 @@ def is_ours(node: type) -> bool:
     return bool(getattr(node, "COMFY_PARALLEL", False))
 
 
-def installed_peer(pack_folders: Iterable[Path]) -> Path | None:
-    """The folder of the pack that these nodes are known from, where it is installed."""
-    for folder in pack_folders:
-        for path in sorted(folder.glob("*/distributed.py")):
-            if not path.parent.name.endswith(".disabled") and _is_peer(path.parent):
-                return path.parent
-    return None
-
-
-def _is_peer(folder: Path) -> bool:
+def _is_original(folder: Path) -> bool:
     """By what its source registers: folders are named at will."""
     sources = (folder / "distributed.py", folder / "nodes" / "__init__.py")
     names = ("MultiGPUCollector", "DistributedCollector")
