@@ -104,6 +104,8 @@ class Config:
     policy: Policy = Policy()
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
+    stall_s: float = 0.0
+    stall: str = "fail"
     state_fsync: bool = False
     attempts: int = 2
     webhooks: Webhooks = Webhooks()
@@ -156,6 +158,8 @@ class Config:
             breaker=_count_or_off(env, "COMFY_PARALLEL_BREAKER", 5),
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
+            stall_s=_seconds(env, "COMFY_PARALLEL_STALL_S"),
+            stall=_choice(env, "COMFY_PARALLEL_STALL", ("report", "fail", "requeue")) or "fail",
             state_fsync=_flag(env, "COMFY_PARALLEL_STATE_FSYNC"),
             attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
             trusted_proxies=_names(env, "COMFY_PARALLEL_TRUSTED_PROXIES"),

@@ -68,6 +68,16 @@ class JobLost(ComfyParallelError):
         self.may_run_again = may_run_again
 
 
+class JobStalled(ComfyParallelError):
+    """A job has shown no sign of life for too long, and was interrupted."""
+
+
+class StalledAndWaitsAgain(BaseException):
+    """As `JobStalled`, but the job is to run once more. Not an `Exception`, so that no node and no host handles it."""
+
+    has_begun = may_run_again = True
+
+
 class Draining(BadRequest):
     """A new job was sent to a server or a slot that takes no new ones for now."""
 

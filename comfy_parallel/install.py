@@ -27,7 +27,7 @@ from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import device, items, own_attributes, own_names, pool, worker
+from comfy_parallel.slots import device, items, own_attributes, own_names, pool, stalls, worker
 from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
@@ -221,6 +221,7 @@ def _take_over(server: Any) -> None:
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     _judge_packs()
     _restore_jobs(front)
+    _put_back.append(stalls.watch(_config.stall_s if _worker is None else 0.0, _config.stall))
     if _config.drain_s:
         _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))

@@ -107,6 +107,10 @@ class ProcessSlot:
         """End the process for good."""
         self._supervisor.stop()
 
+    def kill(self, reason: str) -> None:
+        """End the process; what it runs is lost."""
+        self._supervisor.kill(reason)
+
     def await_ready(self) -> None:
         self._supervisor.wait_ready()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 from comfy_parallel.errors import HostMismatch
+from comfy_parallel.slots.slot import current_slot
 
 
 def directory() -> Path:
@@ -114,6 +116,9 @@ def raise_if_interrupted() -> None:
     """
     import comfy.model_management
 
+    slot = current_slot()
+    if slot is not None and slot.run is not None:
+        slot.run.alive_at = time.monotonic()  # Who waits for others has not stalled.
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 

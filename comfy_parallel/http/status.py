@@ -55,6 +55,7 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
         device_name=_json(answers.device_name),
         state=_json(slot.state.shown),
         why_suspended=_json(slot.why_suspended),
+        is_stalled=_json((run := slot.run) is not None and run.stalls > 0),
         kind=_json(slot.kind),
         worker=_json(_worker(slot)),
         health=_json(answers.health),

@@ -6,12 +6,12 @@ What the job's nodes have computed before stays cached, so nothing is computed o
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from comfy_parallel.slots import garbage
 from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _free(
     if slot.run is not None:
         slot.run.started = False  # An interrupt that came meanwhile is meant for this job, and stays.
     unload()
-    gc.collect()
+    garbage.collect()
     empty_cache()
 
 

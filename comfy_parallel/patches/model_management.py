@@ -14,6 +14,7 @@ from comfy_parallel.isolation import interrupts, loaded_models, quantised
 from comfy_parallel.isolation.slot_globals import ModuleProperty, SlotGlobals
 from comfy_parallel.patching.engine import Fit, Patch, Undo
 from comfy_parallel.patching.sources import ModuleSource
+from comfy_parallel.slots import stalls
 from comfy_parallel.slots.slot import current_slot, slots
 from comfy_parallel.weights import lost
 
@@ -45,6 +46,7 @@ def _raise_if_interrupted(original: Callable[[], None], exception: type[BaseExce
     def throw_exception_if_processing_interrupted() -> None:
         lost.raise_if_any()  # Nor may a job compute with what is written over its weights.
         if interrupts.take_interrupt():
+            stalls.raise_if_stalled()
             raise exception()
 
     return throw_exception_if_processing_interrupted

@@ -88,6 +88,7 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
         run = None if slot is None else slot.run
         if run is not None:
             run.sight.note(event, data)
+            run.alive_at = time.monotonic()
         if run is not None and run.share is not None:
             data = run.share.told(event, data, slot.index)
             if data is None:

@@ -43,6 +43,9 @@ class Run:
     party: Any = None
     at_end: list[Callable[[], None]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
+    alive_at: float = field(default_factory=time.monotonic)  # its last sign of life
+    stalls: int = 0  # how often it has been silent for too long
+    stalled: BaseException | None = None  # how it is to end because of that
     waited_s: float = 0.0
     sight: Sight = field(default_factory=Sight)
 
@@ -103,6 +106,9 @@ class Process(Protocol):
 
     def await_ready(self) -> None:
         """Return once it can be given a job."""
+
+    def kill(self, reason: str) -> None:
+        """End it; what it runs is lost."""
 
     def set_flags(self, flags: dict[str, Any]) -> None:
         """Have it carry out `POST /free`."""

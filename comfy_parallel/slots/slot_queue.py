@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
-from comfy_parallel.errors import JobLost
+from comfy_parallel.errors import JobLost, StalledAndWaitsAgain
 from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.dispatcher import Dispatcher
@@ -149,9 +149,9 @@ class SlotQueue:
         return [item[1] for _, item in items]
 
     def _hand_back(self, error: BaseException) -> bool:
-        """Let the job wait again whose process ended, unless that has had its second chance; whether it does."""
+        """Let a job wait again that stalled or whose process ended, unless it had a second chance; whether it does."""
         item = self._taken
-        if not isinstance(error, JobLost) or type(item) is not QueueItem:
+        if not isinstance(error, JobLost | StalledAndWaitsAgain) or type(item) is not QueueItem:
             return False
         if error.has_begun and (item.losses or not error.may_run_again):
             return False
