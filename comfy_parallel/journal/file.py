@@ -146,20 +146,29 @@ class JournalFile:
                 self._lock.close()
 
     def _flush(self) -> None:
+        if not self._write_backlog() or self.problem is None:
+            return
+        logger.warning("comfy_parallel: %s is up to date again", self.path)
+        self.problem = None
+        self._write_backlog()  # What came meanwhile was left to this thread.
+
+    def _write_backlog(self) -> bool:
+        """Write what there is, and what comes meanwhile; whether anything was written, and all of it."""
+        has_written = False
         with self._writing:
-            with self._mutex:
-                batch, self._backlog = self._backlog, []
-            if not batch or self._takes_no_more:
-                return
-            try:
-                _in_one_go(self._connection, batch)
-            except _Failure as error:
-                self._fail(error, batch)
-                return
-            self._is_ahead_of_disk = True
-        if self.problem is not None:
-            logger.warning("comfy_parallel: %s is up to date again", self.path)
-            self.problem = None
+            while batch := self._take_backlog():
+                try:
+                    _in_one_go(self._connection, batch)
+                except _Failure as error:
+                    self._fail(error, batch)
+                    return False
+                has_written = self._is_ahead_of_disk = True
+        return has_written
+
+    def _take_backlog(self) -> list[Statement]:
+        with self._mutex:
+            batch, self._backlog = self._backlog, []
+        return [] if self._takes_no_more else batch
 
     def _fail(self, error: Exception, batch: list[Statement]) -> None:
         with suppress(sqlite3.Error):  # It has told what is wrong; a transaction that it has ended is none.

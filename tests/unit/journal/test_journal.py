@@ -165,3 +165,19 @@ def test_a_request_that_is_cancelled_takes_no_other_along(tmp_path: Path) -> Non
 
     asyncio.run(two())
     journal.close()
+
+
+def test_it_is_up_to_date_only_when_all_that_came_meanwhile_is_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    with closing(sqlite3.connect(tmp_path / "state.sqlite3", isolation_level=None)) as other:
+        for attempt in range(3):
+            other.execute("BEGIN IMMEDIATE")
+            while journal.problem is None:
+                journal.accept(2 * attempt, (0, f"a-{attempt}", {}, {}, []), target=None)
+                journal.flush()
+            journal.accept(2 * attempt + 1, (0, f"b-{attempt}", {}, {}, []), target=None)
+            other.execute("ROLLBACK")
+            while journal.problem is not None:
+                time.sleep(0.001)
+            assert other.execute("SELECT count(*) FROM jobs").fetchone() == (2 * attempt + 2,)
+    journal.close()
