@@ -96,7 +96,8 @@ class Ledger:
                 raise KeyReused(key.name)
             return self._as_repeated(prompt_id, history)
         found = self._item_of(item[1], history) if is_item(item) and isinstance(item[1], str) else None
-        return self._as_repeated(item[1], history) if found is not None and found[2] == item[2] else None
+        is_same = found is not None and _is_same_workflow(found[2], item[2])
+        return self._as_repeated(item[1], history) if is_same else None
 
     def _item_of(self, prompt_id: str, history: dict[str, Any]) -> Any:
         live = self._live.get(prompt_id)
@@ -248,6 +249,17 @@ class Ledger:
     def _forget_key(self, request_key: str | None) -> None:
         if request_key is not None:
             self._ids.pop(request_key.partition(" ")[2], None)
+
+
+def _is_same_workflow(one: Any, other: Any) -> bool:
+    """Whether two workflows are the same, but for what the host notes in the one that it runs (`is_changed`)."""
+    if not isinstance(one, dict) or not isinstance(other, dict) or one.keys() != other.keys():
+        return bool(one == other)
+    return all(_as_sent(node) == _as_sent(other[name]) for name, node in one.items())
+
+
+def _as_sent(node: Any) -> Any:
+    return {name: value for name, value in node.items() if name != "is_changed"} if isinstance(node, dict) else node
 
 
 def _secrets(item: QueueItem) -> Iterable[str]:

@@ -17,7 +17,7 @@ from tests.host.server import HostServer
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(180)]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 LANGUAGES = ("py", "mjs")
 
 

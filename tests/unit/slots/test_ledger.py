@@ -255,6 +255,14 @@ def test_a_repeated_id_or_key_is_the_same_job_wherever_that_is(restart: Restart)
     assert waiting(front) == ["another id"]
 
 
+def test_what_the_host_notes_in_a_running_workflow_does_not_make_it_another(restart: Restart) -> None:
+    front = restart()
+    assert requested(front, host_item("a")) is None
+    item, _number = front.slot_queues[0].get(timeout=0)
+    item[2]["1"]["is_changed"] = ["a hash of a file"]
+    assert requested(front, host_item("a")) == ("a", 0, 0)
+
+
 def test_the_same_id_with_another_workflow_is_another_job(restart: Restart) -> None:
     front = restart()
     assert requested(front, host_item("a")) is None

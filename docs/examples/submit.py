@@ -1,6 +1,6 @@
 """Submits a workflow to one GPU or to whichever is free, follows its progress, and fetches its images.
 
-usage: python examples/submit.py WORKFLOW.json [--url http://127.0.0.1:8188] [--gpu 2] [--output FOLDER]
+usage: python docs/examples/submit.py WORKFLOW.json [--url http://127.0.0.1:8188] [--gpu 2] [--output FOLDER]
 
 WORKFLOW.json is what ComfyUI's menu "Export (API)" saves. Needs: pip install websocket-client
 """

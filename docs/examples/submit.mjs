@@ -1,6 +1,6 @@
 // Submits a workflow to one GPU or to whichever is free, follows its progress, and fetches its images.
 //
-// usage: node examples/submit.mjs WORKFLOW.json [--url http://127.0.0.1:8188] [--gpu 2] [--output FOLDER]
+// usage: node docs/examples/submit.mjs WORKFLOW.json [--url http://127.0.0.1:8188] [--gpu 2] [--output FOLDER]
 //
 // WORKFLOW.json is what ComfyUI's menu "Export (API)" saves. Needs Node 18 or newer, and no package.
 
@@ -85,7 +85,7 @@ async function fetchImages(job) {
 }
 
 if (positionals.length !== 1) {
-  console.error("usage: node examples/submit.mjs WORKFLOW.json [--url URL] [--gpu 2] [--output FOLDER]");
+  console.error("usage: node docs/examples/submit.mjs WORKFLOW.json [--url URL] [--gpu 2] [--output FOLDER]");
   process.exit(2);
 }
 try {
