@@ -51,7 +51,8 @@ upstream_suite() {
     copy_host "$home"
     cd "$home"
     unset COMFY_MULTI_GPU_SCHED COMFY_PARALLEL_DEVICES
-    [[ $name == off ]] || export COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_STRICT=1 COMFY_PARALLEL_DEVICES
+    # The suite kills its servers and expects each new one to have an empty history; ours would find the jobs again.
+    [[ $name == off ]] || export COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_STRICT=1 COMFY_PARALLEL_STATE=off COMFY_PARALLEL_DEVICES
     [[ $name == off ]] || COMFY_PARALLEL_DEVICES=$(device_list "$name")
     # The suite gives a host 20 s to start; a first start from a cold disk takes longer.
     python main.py --cpu --quick-test-for-ci >"$log" 2>&1
