@@ -346,10 +346,14 @@ def _cwd() -> str | None:
 def _umask() -> int:
     """Read from the kernel where it tells: Python reads it by setting it, which other threads would notice."""
     try:
-        with open("/proc/thread-self/status", encoding="ascii", errors="replace") as lines:
-            return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
-    except (OSError, StopIteration):
+        status = os.open("/proc/thread-self/status", os.O_RDONLY)
+    except OSError:
         return -1
+    try:
+        _, found, rest = os.read(status, 256).partition(b"\nUmask:")  # the second line
+    finally:
+        os.close(status)
+    return int(rest.split(None, 1)[0], 8) if found else -1
 
 
 def _environment() -> Mapping[bytes, bytes]:

@@ -233,6 +233,10 @@ def _release(futures: list[asyncio.Future[None]]) -> None:
 
 
 def _in_one_go(connection: sqlite3.Connection, statements: Iterable[Statement]) -> None:
+    statements = list(statements)
+    if len(statements) == 1:  # Each call lets go of the interpreter, which other threads then have for a while.
+        connection.execute(*statements[0])
+        return
     connection.execute("BEGIN IMMEDIATE")
     for statement, values in statements:
         connection.execute(statement, values)

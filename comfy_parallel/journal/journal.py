@@ -134,13 +134,13 @@ class Journal:
         """These jobs wait no more, and did not run."""
         self._file.write(*_each((_WITHOUT_JOB, _WITHOUT_RUN), jobs), soon=True)
 
-    def end(self, job: int, prompt_id: str, entry: dict[str, Any]) -> None:
-        """The job has ended, with this entry of the history."""
+    def end(self, job: int, prompt_id: str, entry: dict[str, Any], *, is_first: bool = False) -> None:
+        """The job has ended, with this entry of the history. `is_first`: there is none of another job with this id."""
         prompt_id = _bindable(prompt_id)
         shown = {name: value for name, value in entry.items() if name != "prompt"}
+        before = (f"{_JOB_OF_END} AND job != ?", (prompt_id, job)), (_WITHOUT_END, (prompt_id,))
         self._file.write(
-            (f"{_JOB_OF_END} AND job != ?", (prompt_id, job)),
-            (_WITHOUT_END, (prompt_id,)),
+            *(() if is_first else before),
             (_WITHOUT_RUN, (job,)),
             ("INSERT INTO ends (job, prompt_id, entry) VALUES (?, ?, ?)", (job, prompt_id, _text_of(shown))),
         )

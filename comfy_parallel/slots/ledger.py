@@ -210,9 +210,10 @@ class Ledger:
             return
         if job.attempts > 1:
             entry["attempts"] = job.attempts
+        is_first = job[1] not in self._ended
         self.restore_ended(job[1], request_key)
         if self.journal is not None and job.is_kept:
-            self.journal.end(job.arrival, job[1], entry)
+            self.journal.end(job.arrival, job[1], entry, is_first=is_first)
 
     def match(self, history: dict[str, Any]) -> None:
         """Forget what the history has forgotten: it is bounded, and can be cleared."""
