@@ -232,6 +232,8 @@ class HostServer:
         links |= {pack.name: pack for pack in packs}
         for name, target in links.items():
             path = self.base_dir / "custom_nodes" / name
+            if path.is_symlink() and path.readlink() != target:  # made from another copy of this repository
+                path.unlink()
             if not path.is_symlink():
                 path.symlink_to(target, target_is_directory=True)
 
