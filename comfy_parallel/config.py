@@ -15,6 +15,7 @@ WEIGHTS = ("map", "copy", "off")
 PACK_MODES = ("auto", "trust", "alone")
 SPREAD, IN_ORDER = "spread", "in-order"
 CLIENT_ORDERS = (SPREAD, IN_ORDER)
+REPORT, FAIL, REQUEUE = STALL_POLICIES = ("report", "fail", "requeue")
 MOST_PRIORITY = 1000  # of a job, up and down
 THREAD, PROCESS = "thread", "process"  # how a slot runs
 LOST = ("requeue", "fail")
@@ -105,7 +106,7 @@ class Config:
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
     stall_s: float = 0.0
-    stall: str = "fail"
+    stall: str = FAIL
     state_fsync: bool = False
     attempts: int = 2
     webhooks: Webhooks = Webhooks()
@@ -159,7 +160,7 @@ class Config:
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
             stall_s=_seconds(env, "COMFY_PARALLEL_STALL_S"),
-            stall=_choice(env, "COMFY_PARALLEL_STALL", ("report", "fail", "requeue")) or "fail",
+            stall=_choice(env, "COMFY_PARALLEL_STALL", STALL_POLICIES) or FAIL,
             state_fsync=_flag(env, "COMFY_PARALLEL_STATE_FSYNC"),
             attempts=_count(env, "COMFY_PARALLEL_ATTEMPTS", most=99) or 2,
             trusted_proxies=_names(env, "COMFY_PARALLEL_TRUSTED_PROXIES"),

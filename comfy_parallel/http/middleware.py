@@ -22,12 +22,14 @@ Middleware = Callable[[web.Request, bodies.Handler], Awaitable[web.StreamRespons
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What to do around one of the host's routes: check its body, make its scope, complete its reply."""
+    """What to do around one of the host's routes: check its body, make its scope, complete its reply, or
+    give one in the place of an empty one."""
 
     check: Callable[[dict[str, Any]], None] | None = None
     may_be_empty: bool = False
     scope: Callable[[Scope, dict[str, Any]], None] | None = None
     complete: Callable[[Any, bytes], bytes] | None = None
+    reply: Callable[[Scope], dict[str, Any]] | None = None
 
 
 def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> Callable[[], None]:
@@ -75,8 +77,8 @@ def _scope_middleware(
                 response = await handler(request)
         except BadRequest as error:
             return replies.refusal(error)
-        if path == "/interrupt" and response.status == 200:
-            return web.json_response({"interrupted": scope.interrupted})
+        if rule.reply is not None and response.status == 200:
+            return web.json_response(rule.reply(scope))
         if rule.complete is not None:
             replies.complete(response, functools.partial(rule.complete, front))
         replies.complete(response, replies.shortened, status=400)
@@ -204,7 +206,12 @@ def _rule(method: str, path: str) -> Rule | None:
 _RULES = {
     ("GET", "/queue"): Rule(scope=_scope_to_slot),
     ("POST", "/queue"): Rule(check=checks.check_queue_change, scope=_scope_to_slot),
-    ("POST", "/interrupt"): Rule(check=checks.check_interrupt, may_be_empty=True, scope=_scope_of_interrupt),
+    ("POST", "/interrupt"): Rule(
+        check=checks.check_interrupt,
+        may_be_empty=True,
+        scope=_scope_of_interrupt,
+        reply=lambda scope: {"interrupted": scope.interrupted},
+    ),
     ("POST", "/free"): Rule(check=lambda data: None, scope=_scope_to_slot),
     ("GET", "/history"): Rule(),
     ("POST", "/history"): Rule(check=checks.check_queue_change),

@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from comfy_parallel.config import REPORT, REQUEUE
 from comfy_parallel.errors import JobStalled, StalledAndWaitsAgain
 from comfy_parallel.slots.slot import Run, Slot, current_slot, slots
 
 logger = logging.getLogger(__name__)
-
-REPORT, FAIL, REQUEUE = POLICIES = ("report", "fail", "requeue")
 
 
 def watch(after_s: float, policy: str) -> Callable[[], None]:
@@ -65,7 +64,7 @@ class Stalls:
 
     def _act(self, slot: Slot, run: Run) -> None:
         reason = f"no sign of life for {self._after_s:g} s (COMFY_PARALLEL_STALL_S)"
-        done = {REPORT: "left as it is", FAIL: "interrupted", REQUEUE: "interrupted, to run once more"}[self._policy]
+        done = {REPORT: "left as it is", REQUEUE: "interrupted, to run once more"}.get(self._policy, "interrupted")
         logger.error("%s: job %s is stalled: %s; %s", slot.name, run.prompt_id, reason, done)
         if self._policy == REPORT:
             return

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
@@ -15,30 +12,28 @@ import pytest
 
 from comfy_parallel.ops.cli import main
 from tests.deploy.conftest import Need
+from tests.deploy.entries import (
+    AUTHS,
+    OTHER_TOKEN,
+    PASSWORD,
+    TOKEN,
+    Served,
+    assert_let_in,
+    assert_not_passed_on_with_a_space,
+    assert_refused,
+    assert_says,
+    assert_sent_to_https,
+    make_options,
+)
 from tests.deploy.real_nginx import ALL_SLOTS, Echo, Nginx, complaints, running_echo, running_nginx, write_config
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(120)]
 
-TOKEN, OTHER_TOKEN = "Abcdefgh.+/12345", "0123456789abcdef0123456789abcdef"
-AUTHS = ("none", "basic", "bearer")
-PASSWORD = "Basic " + base64.b64encode(b"ann:open sesame").decode()
-
 
 @pytest.fixture(scope="module")
 def options(need: Need, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The arguments for TLS and each kind of password, with files that exist."""
     folder = tmp_path_factory.mktemp("nginx's files")
-    cert, key, passwords, tokens = (folder / name for name in ("cert.pem", "key.pem", "passwords", "tokens"))
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    new = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*new, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
-    hashed = subprocess.run(
-        [need("openssl"), "passwd", "-6", "open sesame"], check=True, capture_output=True, text=True
-    ).stdout
-    passwords.write_text(f"ann:{hashed}")
-    tokens.write_text(f"{TOKEN}\n{OTHER_TOKEN}\n")
-    auths = {"none": [], "basic": ["--auth", "basic", str(passwords)], "bearer": ["--auth", "bearer", str(tokens)]}
-    return {"tls": ["--tls", str(cert), str(key)], **auths}
+    return make_options(need, folder, [need("openssl"), "passwd", "-6", "open sesame"])
 
 
 def printed(*arguments: str) -> str:
@@ -68,9 +63,6 @@ def test_nginx_accepts_it_for_99_slots_and_on_ipv6(need: Need, tmp_path: Path) -
 def echo() -> Iterator[Echo]:
     with running_echo() as heard:
         yield heard
-
-
-Served = Callable[..., Nginx]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +99,6 @@ BAD = [
     ("bearer", f"Bearer {TOKEN}, Bearer x"),
     ("bearer", "Bearer "),
 ]
-ADDRESSES = [(8181, "/ws"), (8182, "/queue"), (ALL_SLOTS, "/"), (ALL_SLOTS, "/gpu1/ws"), (ALL_SLOTS, "/gpu0/prompt")]
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -115,11 +106,7 @@ ADDRESSES = [(8181, "/ws"), (8182, "/queue"), (ALL_SLOTS, "/"), (ALL_SLOTS, "/gp
 def test_who_knows_the_password_is_let_in_and_comfyui_does_not_hear_it(
     served: Served, echo: Echo, auth: str, header: str, tls: bool
 ) -> None:
-    nginx = served(auth, tls=tls)
-    for port, path in ADDRESSES:
-        assert nginx.call(port, "GET", path, Authorization=header).status == 200
-        assert "authorization" not in echo.requests[-1]["headers"]
-        assert echo.requests[-1]["headers"]["x-forwarded-proto"] == ("https" if tls else "http")
+    assert_let_in(served(auth, tls=tls), echo, header, tls=tls)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -127,13 +114,7 @@ def test_who_knows_the_password_is_let_in_and_comfyui_does_not_hear_it(
 def test_who_does_not_is_refused_everywhere(
     served: Served, echo: Echo, auth: str, header: str | None, tls: bool
 ) -> None:
-    nginx, before = served(auth, tls=tls), len(echo.requests)
-    for port, path in ADDRESSES:
-        reply = nginx.call(port, "GET", path, **({} if header is None else {"Authorization": header}))
-        assert reply.status == 401
-        assert reply.headers["www-authenticate"].startswith(auth.title())
-        assert auth == "basic" or reply.json["error"]["type"] == "unauthorized"
-    assert len(echo.requests) == before
+    assert_refused(served(auth, tls=tls), echo, auth, header)
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
@@ -153,12 +134,7 @@ def test_a_websocket_is_asked_for_over_tls_with_a_password(served: Served, echo:
 
 
 def test_http_on_a_port_with_tls_is_sent_to_https(served: Served) -> None:
-    port = served("none", tls=True).ports[ALL_SLOTS]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("POST", "/gpu1/prompt?a=b", b"{}")
-    reply = connection.getresponse()
-    connection.close()
-    assert (reply.status, reply.headers["Location"]) == (308, f"https://127.0.0.1:{port}/gpu1/prompt?a=b")
+    assert_sent_to_https(served("none", tls=True))
 
 
 @pytest.mark.parametrize(
@@ -168,21 +144,8 @@ def test_http_on_a_port_with_tls_is_sent_to_https(served: Served) -> None:
 def test_no_spelling_of_the_header_changes_what_a_port_or_a_path_says(
     served: Served, echo: Echo, spelling: str, port: int, path: str, slot: str
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", served("none").ports[port], timeout=20)
-    connection.putrequest("GET", path)
-    for value in ("1", "2"):
-        connection.putheader(spelling, value)
-    connection.endheaders()
-    assert connection.getresponse().status == 200
-    connection.close()
-    heard = echo.requests[-1]["headers"]
-    assert {name: value for name, value in heard.items() if "target" in name} == {"x-target-gpu": slot}
+    assert_says(served("none"), echo, spelling, port, path, slot)
 
 
 def test_a_header_with_a_space_before_its_colon_is_not_passed_on(served: Served, echo: Echo) -> None:
-    before = len(echo.requests)
-    with socket.create_connection(("127.0.0.1", served("none").ports[8181]), timeout=20) as raw:
-        raw.sendall(b"GET /queue HTTP/1.1\r\nHost: x\r\nX-TARGET-GPU : 1\r\nConnection: close\r\n\r\n")
-        status = raw.makefile("rb").readline().split()[1]
-    assert status in (b"200", b"400")
-    assert [request["headers"]["x-target-gpu"] for request in echo.requests[before:]] in ([], ["0"])
+    assert_not_passed_on_with_a_space(served("none"), echo)
