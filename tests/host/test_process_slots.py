@@ -36,9 +36,15 @@ def shown_slot(server: HostServer, slot: int = PROCESS) -> JSON:
 
 
 def worker_pid(server: HostServer, slot: int = PROCESS) -> int:
-    """The process slot's, once that takes jobs."""
-    eventually(lambda: shown_slot(server, slot)["worker"]["state"] == "ready", "the process slot is not ready")
-    pid: int = shown_slot(server, slot)["worker"]["pid"]
+    """The process slot's, once that takes jobs; state and number are of one answer, because a kill may come between."""
+    answers: list[JSON] = []
+
+    def is_ready() -> bool:
+        answers.append(shown_slot(server, slot)["worker"])
+        return answers[-1]["state"] == "ready" and answers[-1]["pid"] is not None
+
+    eventually(is_ready, "the process slot is not ready")
+    pid: int = answers[-1]["pid"]
     return pid
 
 
