@@ -111,6 +111,7 @@ class Config:
     attempts: int = 2
     webhooks: Webhooks = Webhooks()
     serial_nodes: tuple[str, ...] = ()
+    gpu_config: str | None = None
 
     @property
     def shares_gpus(self) -> bool:
@@ -166,6 +167,7 @@ class Config:
             trusted_proxies=_names(env, "COMFY_PARALLEL_TRUSTED_PROXIES"),
             webhooks=_webhooks(env),
             serial_nodes=_names(env, "COMFY_PARALLEL_SERIAL_NODES"),
+            gpu_config=env.get("COMFY_PARALLEL_GPU_CONFIG", "").strip() or None,
         )
 
 

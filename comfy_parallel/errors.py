@@ -8,7 +8,7 @@ class ComfyParallelError(Exception):
 
 
 class ConfigError(ComfyParallelError):
-    """An environment variable, or an argument of the command, has a value that cannot be used."""
+    """A variable, an argument of the command or an entry of gpu_config.json has a value that cannot be used."""
 
 
 class HostMismatch(ComfyParallelError):

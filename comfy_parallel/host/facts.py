@@ -136,6 +136,11 @@ def state_file() -> Path:
     return Path(folder_paths.get_user_directory()) / "__comfy_parallel" / "queue.sqlite3"
 
 
+def gpu_config_file() -> Path:
+    """Where `gpu_config.json` is unless the user names another file."""
+    return state_file().with_name("gpu_config.json")
+
+
 def pack_folders() -> list[Path]:
     """The folders in which the host looks for node packs."""
     import folder_paths
