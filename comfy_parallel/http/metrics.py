@@ -53,7 +53,8 @@ def _jobs() -> Iterator[Metric]:
             family.add_metric([*labels_of(slot), outcome], getattr(slot.stats, outcome))
     yield family
     for name, help in (
-        ("busy_seconds", "Time spent running jobs"),
+        ("busy_seconds", "Time spent running jobs, and shares of other slots' jobs"),
+        ("shares", "Shares of other slots' jobs that have ended"),
         ("wait_seconds", "Time jobs waited"),
         ("out_of_memory", "Jobs that ran out of memory"),
         ("worker_restarts", "Times the worker was started again"),

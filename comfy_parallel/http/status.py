@@ -98,9 +98,10 @@ def slot_metrics(slot: Slot) -> dict[str, float | None]:
         "jobs_run_again": stats.memory_retries,
         "worker_restarts": stats.worker_restarts,
         "suspensions": stats.suspensions,
+        "shares": stats.shares,
         "busy_seconds": stats.busy_seconds,
         "wait_seconds": stats.wait_seconds,
-        "average_busy_seconds": stats.busy_seconds / done if done else None,
+        "average_busy_seconds": stats.runs.sum_s / done if done else None,
         "average_wait_seconds": stats.wait_seconds / done if done else None,
     }
 

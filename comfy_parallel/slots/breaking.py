@@ -44,7 +44,7 @@ class Breaking:
 
     def job_ended(self, slot: Slot, item: Any) -> None:
         """The slot's last job has ended, and was this item."""
-        last = slot.stats.last[-1] if slot.stats.last else None
+        last = slot.stats.latest
         if last is None or last is self._last.get(slot.index) or last.outcome == "interrupted":
             return
         self._last[slot.index] = last  # A node pack may end a job twice.

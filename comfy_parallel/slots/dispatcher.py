@@ -136,7 +136,7 @@ class Dispatcher:
         """The jobs that slots run or are about to."""
         jobs = [desk.slot.run or view_of(desk.given) for desk in self.desks if desk.slot.run or desk.given is not None]
         prompt_ids = [job.prompt_id for job in jobs if job.prompt_id is not None]
-        return schedule.UnderWay(prompt_ids, [job.client_id for job in jobs])
+        return schedule.UnderWay(prompt_ids, [job.client_id for job in jobs if job.share is None])
 
     # Taking.
 

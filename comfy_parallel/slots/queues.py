@@ -282,10 +282,11 @@ class FrontQueue:
     def get_current_queue_volatile(self) -> tuple[list[Any], list[Any]]:
         slot = scope.current_scope().slot
         with self.mutex:
+            waiting = jobs(self._dispatcher.waiting)
             if slot is None:
-                return jobs(self._running.values()), jobs(self._dispatcher.waiting)
+                return jobs(self._running.values()), waiting
             running = self._dispatcher.running_of(self._dispatcher.desks[slot]).values()
-            return jobs(running), [item for item in self._dispatcher.waiting if view_of(item).target == slot]
+            return jobs(running), [item for item in waiting if view_of(item).target == slot]
 
     def get_current_queue(self) -> tuple[list[Any], list[Any]]:
         running, pending = self.get_current_queue_volatile()
@@ -352,7 +353,7 @@ class FrontQueue:
         slot = scope.current_scope().slot
         with self.mutex:
             for position, item in enumerate(self._dispatcher.waiting):
-                if (slot is None or view_of(item).target == slot) and function(item):
+                if not is_share(item) and (slot is None or view_of(item).target == slot) and function(item):
                     self._dispatcher.discard(position)
                     self.server.queue_updated()
                     return True

@@ -72,14 +72,18 @@ class SlotStats:
     memory_retries: int = 0  # jobs that ran once more after they had run out of memory
     worker_restarts: int = 0
     suspensions: int = 0  # times the slot was suspended because it failed jobs in a row
+    shares: int = 0  # of other slots' jobs; all the rest counts jobs only
+    share_seconds: float = 0.0
     waits: Histogram = field(default_factory=Histogram)
     runs: Histogram = field(default_factory=Histogram)
     series: Series = field(default_factory=Series)
     last: deque[Ended] = field(default_factory=lambda: deque(maxlen=RECENT))
+    latest: Ended | None = None  # a job or a share
 
     @property
     def busy_seconds(self) -> float:
-        return self.runs.sum_s
+        """With jobs and with shares."""
+        return self.runs.sum_s + self.share_seconds
 
     @property
     def wait_seconds(self) -> float:
@@ -157,7 +161,8 @@ class Slot:
         self.run = run
         run.waited_s = waited_s
         self.last_client_id = run.client_id
-        self.stats.waits.add(waited_s)
+        if run.share is None:
+            self.stats.waits.add(waited_s)
 
     def end_run(self, status: dict[str, Any] | None) -> None:
         """Count the running job, which ended with this status in the host's history."""
@@ -170,7 +175,8 @@ class Slot:
             self.stats.out_of_memory += "OutOfMemory" in str((error or {}).get("exception_type"))
         else:
             outcome = "succeeded"
-        setattr(self.stats, outcome, getattr(self.stats, outcome) + 1)
+        if self.run is None or self.run.share is None:
+            setattr(self.stats, outcome, getattr(self.stats, outcome) + 1)
         if self.run is not None:
             self._note_end(self.run, outcome)
         ended, self.run = self.run, None
@@ -186,9 +192,14 @@ class Slot:
     def _note_end(self, run: Run, outcome: str) -> None:
         now = time.monotonic()
         ran_s = now - run.started_at
+        self.stats.latest = ended = Ended(run.prompt_id, outcome, run.waited_s, ran_s, now)
+        if run.share is not None:
+            self.stats.shares += 1
+            self.stats.share_seconds += ran_s
+            return
         self.stats.runs.add(ran_s)
         self.stats.series.add(now, run.waited_s, ran_s)
-        self.stats.last.append(Ended(run.prompt_id, outcome, run.waited_s, ran_s, now))
+        self.stats.last.append(ended)
 
     def __repr__(self) -> str:
         return f"<Slot {self.index} {self.device} {self.state.shown}>"

@@ -111,8 +111,8 @@ class SlotQueue:
 
     def _count_waiting(self) -> int:
         with self.mutex:
-            waiting = list(self._dispatcher.waiting)
-        return sum(view_of(item).target in (None, self.slot.index) for item in waiting)
+            waiting = [view_of(item) for item in self._dispatcher.waiting]
+        return sum(view.share is None and view.target in (None, self.slot.index) for view in waiting)
 
     def set_flag(self, name: str, data: Any) -> None:
         with scoped(Scope(slot=self.slot.index)):

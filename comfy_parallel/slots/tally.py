@@ -45,4 +45,4 @@ def line(slot: Slot, waiting: int, wait_s: float, run_s: float) -> str:
 
 
 def _sums(stats: SlotStats) -> tuple[int, float, float]:
-    return stats.succeeded + stats.failed + stats.interrupted, stats.wait_seconds, stats.busy_seconds
+    return stats.succeeded + stats.failed + stats.interrupted, stats.wait_seconds, stats.runs.sum_s

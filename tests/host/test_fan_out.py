@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from typing import Any
 
@@ -88,8 +89,9 @@ def seeds(entry: JSON) -> list[int]:
     return [seed for seed, _ in values(entry)]
 
 
-def succeeded(server: HostServer) -> int:
-    return sum(queue["metrics"]["jobs_succeeded"] for queue in server.request("GET", "/queue/all")[1]["queues"])
+def total(server: HostServer, name: str) -> int:
+    """What all slots together have counted."""
+    return sum(queue["metrics"][name] for queue in server.request("GET", "/queue/all")[1]["queues"])
 
 
 def test_all_slots_take_part_at_once_and_clients_see_one_job(server: HostServer) -> None:
@@ -115,6 +117,27 @@ def test_all_slots_take_part_at_once_and_clients_see_one_job(server: HostServer)
 )
 def test_a_job_says_how_many_take_part(server: HostServer, inputs: JSON, count: int) -> None:
     assert seeds(run(server, told(20, **inputs))) == list(range(20, 20 + count))
+
+
+@pytest.mark.parametrize(
+    ("collector", "name"),
+    [
+        ("ParallelCollector", "participants"),
+        ("DistributedCollector", "load_balance"),
+        ("DistributedCollector", "enabled_worker_ids"),
+        ("DistributedBranchCollector", "num_branches"),
+    ],
+)
+def test_what_settles_the_shares_cannot_be_connected(server: HostServer, collector: str, name: str) -> None:
+    """It would be known too late; it is refused instead of ignored."""
+    workflow = shared(SEED, collector=collector, **{name: ["number", 0]}) | {"number": node("CPTConstInt", value=2)}
+    if collector != "DistributedCollector":
+        workflow["all"]["inputs"] |= {"value": ["decode", 0], "branch_1": ["decode", 0], "num_branches": 2}
+        workflow["all"]["inputs"][name] = ["number", 0]
+    status, reply = server.request("POST", "/prompt", {"prompt": workflow})
+    assert status == 400
+    told = json.dumps(reply["node_errors"]["all"]["errors"])
+    assert f"{name} is connected, but must be known before the job runs" in told
 
 
 def test_a_job_that_is_to_be_balanced_stays_whole(server: HostServer) -> None:
@@ -180,14 +203,21 @@ def test_slots_that_take_no_jobs_hold_up_nobody(server: HostServer) -> None:
         server.request("POST", "/parallel/resume", {"gpu_ids": [1, 2, 3]})
 
 
+def test_shares_are_counted_but_not_as_jobs(server: HostServer) -> None:
+    before = total(server, "jobs_succeeded"), total(server, "shares")
+    assert seeds(run(server, told(90, parties=4))) == [90, 91, 92, 93]
+    await_all_slots(server)
+    assert (total(server, "jobs_succeeded"), total(server, "shares")) == (before[0] + 1, before[1] + 3)
+
+
 def test_a_job_that_is_cached_asks_nobody(server: HostServer) -> None:
     workflow = told(70)
     run(server, workflow, slot=0)
     await_all_slots(server)
-    before = succeeded(server)
+    before = total(server, "jobs_succeeded"), total(server, "shares")
     assert outcome(run(server, workflow, slot=0)) == "success"
     await_all_slots(server)
-    assert succeeded(server) == before + 1
+    assert (total(server, "jobs_succeeded"), total(server, "shares")) == (before[0] + 1, before[1])
 
 
 def test_a_slot_that_has_a_share_cached_gives_it_all_the_same(server: HostServer) -> None:

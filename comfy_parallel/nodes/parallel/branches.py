@@ -15,6 +15,7 @@ from comfy_parallel.nodes.parallel.kinds import (
     HIDDEN_COLLECTOR,
     PEERS_HIDDEN,
     first,
+    known_before,
     never_cached,
 )
 
@@ -54,6 +55,7 @@ def collector(gather: Gather) -> type:
         RETURN_NAMES = _NAMES
         FUNCTION = "collect"
         CATEGORY = CATEGORY
+        VALIDATE_INPUTS = known_before(num_branches=(2, MOST_BRANCHES))
         DESCRIPTION = "Has each branch computed by another participant, and gives each at an output of its own."
 
         @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, PARTICIPANT
+from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, MOST_PARTICIPANTS, PARTICIPANT
 from comfy_parallel.nodes.parallel import branches, fan_out
 from comfy_parallel.nodes.parallel.combine import combined
 from comfy_parallel.nodes.parallel.kinds import (
@@ -16,6 +16,7 @@ from comfy_parallel.nodes.parallel.kinds import (
     HIDDEN_COLLECTOR,
     PEERS_HIDDEN,
     first,
+    known_before,
     never_cached,
 )
 
@@ -99,6 +100,7 @@ def _collector(
         "COMFY_PARALLEL": True,
         "INPUT_TYPES": classmethod(input_types),
         "IS_CHANGED": classmethod(is_changed),
+        "VALIDATE_INPUTS": known_before(participants=(0, MOST_PARTICIPANTS), load_balance=None),
         "INPUT_IS_LIST": True,
         "OUTPUT_IS_LIST": (True,) * len(types),
         "RETURN_TYPES": types,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +52,39 @@ def first(given: Mapping[str, Any], name: str, default: Any) -> Any:
     """An input of a node that takes lists; those that were not sent are not there."""
     values = given.get(name)
     return default if not values else values[0]
+
+
+def known_before(**bounds: tuple[int, int] | None) -> classmethod[Any, Any, Any]:
+    """A `VALIDATE_INPUTS` for inputs that say how a job is shared out, which is settled before any node runs.
+
+    `bounds`: of each input, None for one that is no number. A link to another node is refused, and so is
+    what an older client's list of workers may not be.
+    """
+
+    def validate(cls: type, /, **given: Any) -> bool | str:
+        for name, value in given.items():
+            value = value[0] if isinstance(value, list | tuple) else value
+            if value is None:
+                return f"{name} is connected, but must be known before the job runs; write the value into the node"
+            within = bounds.get(name)
+            if within is not None and not within[0] <= value <= within[1]:
+                return f"{name} is {value}; write a number from {within[0]} to {within[1]}"
+            if name == "enabled_worker_ids" and not _is_list(value):
+                return f"{name} is {value!r}; write a JSON list of the ids of workers"
+        return True
+
+    names = [*bounds, "enabled_worker_ids"]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", *names)]
+    # The host reads the names off the signature: it no longer checks the bounds of those that stand there.
+    validate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return classmethod(validate)
+
+
+def _is_list(text: Any) -> bool:
+    try:
+        return isinstance(json.loads(text) if isinstance(text, str) else text, list)
+    except ValueError:
+        return False
 
 
 def never_cached() -> float:

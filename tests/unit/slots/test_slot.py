@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from comfy_parallel.core.shares import Share
 from comfy_parallel.core.states import SlotEvent
 from comfy_parallel.slots.slot import RECENT, Run, Slot, SlotLocal, current_slot, entered, set_slots, slots
 from tests.fakes import in_thread, make_slots
@@ -124,3 +125,15 @@ def test_a_slot_remembers_its_last_jobs_and_counts_them_by_time() -> None:
     assert (last.prompt_id, last.outcome, last.waited_s) == (f"job {RECENT + 1}", "failed", 2.0)
     assert slot.stats.last[-2].outcome == "succeeded"
     assert sum(point[1] for point in slot.stats.series.points(last.ended_at)) == RECENT + 2
+
+
+def test_shares_of_other_slots_jobs_are_no_jobs() -> None:
+    (slot,) = make_slots("cpu")
+    slot.begin_run(Run("child", share=Share("job", 1, 2)), waited_s=2.0)
+    slot.end_run({"status_str": "error"})
+    stats = slot.stats
+    assert (stats.shares, stats.succeeded, stats.failed, len(stats.last)) == (1, 0, 0, 0)
+    assert (stats.wait_seconds, stats.runs.sum_s) == (0.0, 0.0)
+    assert stats.busy_seconds == stats.share_seconds > 0
+    assert stats.latest is not None
+    assert stats.latest.outcome == "failed"
