@@ -344,9 +344,8 @@ class FrontQueue:
         slot = scope.current_scope().slot
         with self.mutex:
             waiting = self._dispatcher.waiting
-            self._dispatcher.replace_waiting(
-                [item for item in waiting if is_share(item) or (slot is not None and view_of(item).target != slot)]
-            )
+            kept = [item for item in waiting if is_share(item) or slot not in (None, view_of(item).target)]
+            self._dispatcher.replace_waiting(kept)
             self.server.queue_updated()
 
     def delete_queue_item(self, function: Callable[[Any], bool]) -> bool:
