@@ -39,6 +39,7 @@ class Pins:
         self._start = 0  # its address
         self._tensors: dict[Span, Any] = {}  # of the second view
         self._chunks: dict[int, bool] = {}  # False: the driver refused it
+        self._registrar: Any = None  # The driver, once it was asked: the only one that unregisters.
         self._streams: set[Any] = set()
         self._is_closed = False
         self._lock = threading.Lock()
@@ -116,7 +117,7 @@ class Pins:
         pinned = [index for index, is_pinned in self._chunks.items() if is_pinned]
         self._chunks.clear()
         for index in pinned:
-            _unregister(self._start + index * CHUNK)
+            _unregister(self._registrar, self._start + index * CHUNK)
         self._tensors.clear()
         self._view = None
 
@@ -125,9 +126,10 @@ class Pins:
             if self._view is None:
                 self._view = mmap.mmap(self._fd, self._size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
                 self._start = address_of(self._view)
+                self._registrar = _driver()
             ahead = min(2 * CHUNK, self._size - index * CHUNK)
             self._view.madvise(mmap.MADV_WILLNEED, index * CHUNK, ahead)  # this one and the next
-            self._chunks[index] = _register(self._start + index * CHUNK, self._length(index))
+            self._chunks[index] = _register(self._registrar, self._start + index * CHUNK, self._length(index))
         return self._chunks.get(index, False)
 
     def _length(self, index: int) -> int:
@@ -149,20 +151,20 @@ def _driver() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def _register(address: int, size: int) -> bool:
-    code = _driver().cudaHostRegister(address, size, _READ_ONLY)
+def _register(driver: Any, address: int, size: int) -> bool:
+    code = driver.cudaHostRegister(address, size, _READ_ONLY)
     if int(code):
-        _tell_once(_driver().cudaGetErrorString(code))
+        _tell_once(driver.cudaGetErrorString(code))
         _clear_error()
     return not int(code)
 
 
-def _unregister(address: int) -> None:
+def _unregister(driver: Any, address: int) -> None:
     if sys.is_finalizing():
         return
-    code = _driver().cudaHostUnregister(address)
+    code = driver.cudaHostUnregister(address)
     if int(code) not in (0, _ENDING):
-        logger.error("comfy_parallel: CUDA does not unregister weights (%s)", _driver().cudaGetErrorString(code))
+        logger.error("comfy_parallel: CUDA does not unregister weights (%s)", driver.cudaGetErrorString(code))
         _clear_error()
 
 
