@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_parallel.isolation.packs.sources import Pack
+from comfy_parallel.isolation.packs.sources import parsed, source_paths
 
 _ROUTES = {"/prompt", "/queue", "/interrupt", "/free", "/history", "/queue/all", "/debug/queues", "/metrics"}
 _METHODS = {"get", "post", "route", "add_get", "add_post", "add_route"}
@@ -18,6 +19,11 @@ _REPLACED = {
     "PromptServer": {"send_sync", "trigger_on_prompt", "queue_updated", "prompt_queue"},
 }
 _WHOLE = {"PromptQueue", "PromptExecutor", "PromptServer", "prompt_queue"}
+# What a file with a clash has in it; the others, nearly all, need not be parsed. Escapes may hide a string's letters.
+_MAY_CLASH = re.compile(
+    rb"queue|PromptExecutor|PromptServer|\binstance\b|/(api|prompt|interrupt|free|history|metrics)\b|\\[xuN0-7]",
+    re.IGNORECASE,
+)
 _FOR_QUEUES = (
     "every slot's jobs pass through it; if they do not run, take this part out of the pack or use one of the two"
 )
@@ -36,8 +42,21 @@ class Clash:
 
 def clashes(pack_dir: Path) -> list[Clash]:
     """What a pack (a folder, or one file) replaces of the host's queue, executor, server and routes."""
-    found = [clash for file in Pack(pack_dir).files.values() for clash in _of_tree(file.path, file.tree)]
-    return sorted(set(found), key=lambda clash: (clash.file, clash.line))
+    found = {clash for path in source_paths(pack_dir) for clash in _of_file(path, pack_dir)}
+    return sorted(found, key=lambda clash: (clash.file, clash.line))
+
+
+def _of_file(path: Path, pack_dir: Path) -> Iterator[Clash]:
+    tree = parsed(path) if _may_clash(path) else None
+    if tree is not None:
+        yield from _of_tree(path.relative_to(pack_dir.parent if pack_dir.is_file() else pack_dir).as_posix(), tree)
+
+
+def _may_clash(path: Path) -> bool:
+    try:
+        return _MAY_CLASH.search(path.read_bytes()) is not None
+    except OSError:  # Python cannot import it either
+        return False
 
 
 def _of_tree(path: str, tree: ast.Module) -> Iterator[Clash]:

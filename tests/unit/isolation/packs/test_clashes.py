@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from comfy_parallel.isolation.packs import clashes as module
 from comfy_parallel.isolation.packs.clashes import clashes
 
 
@@ -45,3 +46,14 @@ def test_a_clash_is_found_with_its_line(tmp_path: Path, source: str, what: str) 
 def test_what_is_a_pack_s_own_is_no_clash(tmp_path: Path, source: str) -> None:
     (tmp_path / "__init__.py").write_text(f"{source}\n")
     assert clashes(tmp_path) == []
+
+
+def test_a_file_that_names_nothing_of_ours_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI brings eighty files of nodes; to parse them all took a second of every start."""
+    (tmp_path / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {'A': isinstance}\n")
+    (tmp_path / "takes.py").write_text("app.router.add_post('/\\x70rompt', mine)\n")
+    parsed: list[str] = []
+    parse = module.parsed
+    monkeypatch.setattr(module, "parsed", lambda path: parsed.append(path.name) or parse(path))
+    assert [clash.what for clash in clashes(tmp_path)] == ["it takes the route /prompt"]
+    assert parsed == ["takes.py"]
