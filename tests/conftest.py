@@ -14,6 +14,13 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 if str(REPO_DIR) not in sys.path:
     sys.path.insert(0, str(REPO_DIR))
 
+from tests import order  # noqa: E402 - needs the path above
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; `--no-loadscope-reorder` has pytest-xdist keep that."""
+    items.sort(key=lambda item: -order.seconds(item.path))
+
 
 def missing(what: str) -> NoReturn:
     """Skip on a laptop, fail where the run claims to have everything."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up and runs every test: this project's own, then ComfyUI's own execution suite,
-# unmodified, with the scheduler off and with 1, 2 and 4 CPU slots.
+# Sets everything up and runs every test: this project's own, and beside them ComfyUI's own execution suite,
+# unmodified, with the scheduler off and with 1, 2 and 4 CPU slots, one after the other: it mostly waits.
 #
 # usage: bash tests/run.sh [PYTEST_OPTION...]          everything
 #        bash tests/run.sh --fast [PYTEST_OPTION...]   only tests/unit
@@ -25,8 +25,8 @@ set_up() {
 
 own_tests() {
     say "tests of this project: $1"
-    # Two files at a time, each on one process: tests of a file share hosts.
-    (cd "$REPO" && python -m pytest --numprocesses 2 --dist loadfile "$@")
+    # Two files at a time, each on one process: tests of a file share hosts. tests/order.py has the longest start first.
+    (cd "$REPO" && python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@")
 }
 
 device_list() {
@@ -35,28 +35,25 @@ device_list() {
     printf '%s' "${devices%,}"
 }
 
-free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-
 # Each run has its own copy of the host: the suite writes into it and into its output directory.
 copy_host() {
-    rm -rf "$1"
-    cp -R "$COMFYUI_PATH" "$1"
-    rm -rf "$1/custom_nodes/comfy_parallel"
-    ln -s "$REPO" "$1/custom_nodes/comfy_parallel"
+    rm -rf "$1" &&
+        cp -a "$COMFYUI_PATH" "$1" && # with its times, by which Python knows what it has compiled
+        rm -rf "$1/custom_nodes/comfy_parallel" &&
+        ln -s "$REPO" "$1/custom_nodes/comfy_parallel"
 }
 
 # usage: upstream_suite off|SLOTS LOG: run it; the log ends with pytest's summary.
 upstream_suite() {
     local name=$1 log=$2 home=$WORK/host-$1
-    copy_host "$home"
-    cd "$home"
+    copy_host "$home" && cd "$home" || return
     unset COMFY_MULTI_GPU_SCHED COMFY_PARALLEL_DEVICES
     # The suite kills its servers and expects each new one to have an empty history; ours would find the jobs again.
     [[ $name == off ]] || export COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_STRICT=1 COMFY_PARALLEL_STATE=off COMFY_PARALLEL_DEVICES
     [[ $name == off ]] || COMFY_PARALLEL_DEVICES=$(device_list "$name")
     # The suite gives a host 20 s to start; a first start from a cold disk takes longer.
-    python main.py --cpu --quick-test-for-ci >"$log" 2>&1
-    python -m pytest tests/execution --skip-timing-checks --port "$(free_port)" --output_dir "$home/suite-output" \
+    python main.py --cpu --quick-test-for-ci >"$log" 2>&1 || return
+    python -m pytest tests/execution --skip-timing-checks --port "$(python "$REPO/tests/ports.py")" --output_dir "$home/suite-output" \
         -p no:cacheprovider >>"$log" 2>&1
 }
 
@@ -82,56 +79,46 @@ ran_as_asked() {
     return 1
 }
 
-# usage: run_pair NAME [NAME]: at once; more than two would slow each other on a small machine.
-run_pair() {
-    local name status failed=0
-    local -A jobs=()
-    for name in "$@"; do
-        upstream_suite "$name" "$WORK/$name.log" &
-        jobs[$name]=$!
-    done
-    for name in "$@"; do
-        status=0
-        wait "${jobs[$name]}" || status=$?
-        STATUSES[$name]=$status
-    done
-    for name in "$@"; do
-        started_too_slowly "$name" && run_alone "$name"
-        judge "$name" "${STATUSES[$name]}" "$WORK/$name.log" || failed=1
-    done
-    return "$failed"
-}
+# The suite gives a host five tries in 20 s to start; a busy machine can need longer.
+started_too_slowly() { grep -qE '\(5/5\) Retrying|^E +ConnectionRefusedError' "$WORK/$1.log"; }
 
-# The suite gives a host five tries in 20 s to start; a busy machine can need longer for two.
-started_too_slowly() { ((STATUSES[$1])) && grep -qE '\(5/5\) Retrying|^E +ConnectionRefusedError' "$WORK/$1.log"; }
-
-run_alone() {
+# usage: run_suite NAME: once more where a host was too slow, which says nothing about the tests.
+run_suite() {
     local status=0
-    say "ComfyUI's suite, $1: a host took more than 20 s to start; running it again, alone"
     (upstream_suite "$1" "$WORK/$1.log") || status=$?
-    STATUSES[$1]=$status
+    if ((status)) && started_too_slowly "$1"; then
+        say "ComfyUI's suite, $1: a host took more than 20 s to start; running it again"
+        status=0
+        (upstream_suite "$1" "$WORK/$1.log") || status=$?
+    fi
+    judge "$1" "$status" "$WORK/$1.log"
 }
 
 # usage: upstream NAME...: returns non-zero if any fails, after running all.
 upstream() {
-    local failed=0
-    declare -gA STATUSES=()
+    local name failed=0
     mkdir -p "$COMFY_PARALLEL_CACHE/upstream"
     WORK=$(mktemp -d "$COMFY_PARALLEL_CACHE/upstream/XXXXXX")
-    say "ComfyUI's own suite, two runs at a time, about 4 minutes each pair: $*"
-    while (($#)); do
-        run_pair "${@:1:2}" || failed=1
-        shift $(($# > 1 ? 2 : 1))
+    say "ComfyUI's own suite, about 3 minutes each: $*"
+    for name in "$@"; do
+        run_suite "$name" || failed=1
     done
     rm -rf "$WORK"/host-*
     return "$failed"
 }
 
 everything() {
-    local failed=0
+    local failed=0 beside
     set_up --deploy --browser
+    set -m # The suite gets a process group of its own, and ends with this script.
+    upstream off 1 2 4 &
+    beside=$!
+    set +m
+    # shellcheck disable=SC2064 # the group is known now
+    trap "kill -- -$beside 2>/dev/null || true" EXIT
     own_tests "$REPO/tests" "$@" || failed=1
-    upstream off 1 2 4 || failed=1
+    wait "$beside" || failed=1
+    trap - EXIT
     ((failed == 0)) && say "all passed" && return 0
     say "FAILED"
     return 1

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.deploy.real_nginx import ALL_SLOTS, COMFYUI, SLOT_PORTS, Nginx
-from tests.host.server import free_port
+from tests.ports import free_port
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.host.server import free_port
+from tests.ports import free_port
 
 ALL_SLOTS, SLOT_PORTS, COMFYUI = 8180, (8181, 8182, 8183, 8184), 8188
 MAIN_CONFIG = """

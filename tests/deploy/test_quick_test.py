@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.host.server import HostServer, free_port
+from tests.host.server import HostServer
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(180)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.server import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.deploy
 

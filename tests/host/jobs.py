@@ -11,7 +11,7 @@ from typing import Any
 from tests.host.server import JSON, POLL_S, HostServer, WebSocketClient
 from tests.host.workflows import Workflow, node
 
-HOLD_S = 60.0  # longer than any test waits: a held job ends only by an interrupt
+HOLD_S = 600.0  # longer than any test waits: a held job ends only by an interrupt
 
 
 def quick(value: int) -> Workflow:
@@ -29,7 +29,7 @@ def hold(seed: int = 0) -> Workflow:
     return {"hold": node("CPTSleep", seconds=HOLD_S, seed=seed), "out": node("CPTOut", value=["hold", 0])}
 
 
-def meet(key: str, parties: int, *, timeout: float = 30.0) -> Workflow:
+def meet(key: str, parties: int, *, timeout: float = 120.0) -> Workflow:
     """Ends once `parties` jobs with this key run at the same time; fails after `timeout` seconds."""
     return {
         "meet": node("CPTRendezvous", key=key, parties=parties, timeout=timeout),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,12 +19,14 @@ from typing import IO, Any
 
 import websocket
 
+from tests.ports import free_port
+
 JSON = dict[str, Any]
 
 REPO_DIR = Path(__file__).resolve().parents[2]
 NODES_DIR = Path(__file__).resolve().parent / "nodes"
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.05
 LOG_TAIL_CHARS = 6000
@@ -41,13 +42,6 @@ def without_front_end(directory: Path) -> list[str]:
 
 class HostServerError(RuntimeError):
     """The host did not start, died, refused a job or did not finish it in time."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def clean_environment() -> dict[str, str]:
@@ -360,7 +354,7 @@ class WebSocketClient:
         """The binary messages, previews with their header."""
         return [message for message in self.messages if isinstance(message, bytes)]
 
-    def wait_for(self, predicate: Callable[[JSON], bool], timeout_s: float = 30) -> JSON:
+    def wait_for(self, predicate: Callable[[JSON], bool], timeout_s: float = 120) -> JSON:
         """The first event, past or future, for which the predicate is true."""
         found: list[JSON] = []
 

@@ -209,7 +209,7 @@ def test_an_interrupt_and_then_the_next_job_of_the_same_slot(server: HostServer,
 
 def meet_then_hold(key: str) -> Workflow:
     return {
-        "meet": node("CPTRendezvous", key=key, parties=2, timeout=30.0),
+        "meet": node("CPTRendezvous", key=key, parties=2, timeout=120.0),
         "hold": node("CPTSleep", seconds=60.0, seed=["meet", 0]),
         "out": node("CPTOut", value=["hold", 0]),
     }
