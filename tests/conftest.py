@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,8 @@ if str(REPO_DIR) not in sys.path:
     sys.path.insert(0, str(REPO_DIR))
 
 from tests import order  # noqa: E402 - needs the path above
+from tests.host.models import cached_models  # noqa: E402
+from tests.host.pool import ServerPool, server_pool  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,3 +47,16 @@ def host_dir() -> Path:
     if not (Path(path) / "main.py").is_file():
         missing(f"COMFYUI_PATH={path} holds no main.py; set it to a ComfyUI checkout")
     return Path(path).resolve()
+
+
+@pytest.fixture(scope="session")
+def models_dir(host_dir: Path, cache_dir: Path) -> Path:
+    """checkpoints/a.safetensors, checkpoints/b.safetensors and loras/lora.safetensors."""
+    return cached_models(host_dir, cache_dir)
+
+
+@pytest.fixture(scope="session")
+def shared_server(host_dir: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
+    """`shared_server(slots="cpu,cpu", env=…, args=…)`: a host that other test files use as well."""
+    with server_pool(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as pool:
+        yield pool

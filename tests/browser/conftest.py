@@ -11,8 +11,6 @@ from selenium import webdriver
 
 from tests.conftest import missing
 from tests.host.conftest import MakeServer, server_factory
-from tests.host.models import cached_models
-from tests.host.pool import ServerPool, server_pool
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = (
@@ -52,16 +50,8 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def make_page_server(
-    chromium: webdriver.Chrome, host_dir: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    chromium: webdriver.Chrome, host_dir: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakeServer]:
     """Starts hosts; asks for Chromium first, because nobody needs them without."""
-    models = cached_models(host_dir, cache_dir)
-    with server_factory(host_dir, lambda: tmp_path_factory.mktemp("host"), models) as make:
+    with server_factory(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as make:
         yield make
-
-
-@pytest.fixture(scope="session")
-def shared_server(host_dir: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """As for the tests of the host: `shared_server(slots="cpu,cpu")` is a host that other test files use as well."""
-    with server_pool(host_dir, lambda: tmp_path_factory.mktemp("host"), cached_models(host_dir, cache_dir)) as pool:
-        yield pool

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+from tests.host.pool import ServerPool
 from tests.host.server import HostServer, clean_environment
 
 Need = Callable[[str], str]
@@ -38,8 +38,7 @@ def plain_env() -> dict[str, str]:
     return {name: value for name, value in clean_environment().items() if not name.startswith(SETTINGS)}
 
 
-@pytest.fixture(scope="session")
-def host(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
-    """A real ComfyUI with four slots, shared by all tests of this folder."""
-    with HostServer(host_dir, tmp_path_factory.mktemp("host"), slots="cpu,cpu,cpu,cpu") as server:
-        yield server
+@pytest.fixture(scope="module")
+def host(shared_server: ServerPool) -> HostServer:
+    """A real ComfyUI with four slots, which other test files use as well."""
+    return shared_server(slots="cpu,cpu,cpu,cpu")

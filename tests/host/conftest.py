@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.host.models import cached_models
-from tests.host.pool import ServerPool, server_pool
 from tests.host.server import HostServer
 
 MakeServer = Callable[..., HostServer]
-
-
-@pytest.fixture(scope="session")
-def models_dir(host_dir: Path, cache_dir: Path) -> Path:
-    """checkpoints/a.safetensors, checkpoints/b.safetensors and loras/lora.safetensors."""
-    return cached_models(host_dir, cache_dir)
 
 
 @contextmanager
@@ -35,13 +27,6 @@ def server_factory(host_dir: Path, make_base_dir: Callable[[], Path], models: Pa
             return started.enter_context(HostServer(host_dir, home, **options))
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def shared_server(host_dir: Path, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """`shared_server(slots="cpu,cpu", env=…, args=…)`: a host that other test files use as well."""
-    with server_pool(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as pool:
-        yield pool
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
 
 from PIL import Image
 
 from tests.host.jobs import outcome
 from tests.host.server import JSON, POLL_S, HostServer
 from tests.host.workflows import Workflow
+
+LIMIT_S = 120.0
 
 
 def slots(count: int) -> str:
@@ -58,10 +59,7 @@ def digests(server: HostServer) -> dict[str, list[str]]:
 
 
 def await_slots(server: HostServer, name: str, expected: list[int] | None) -> None:
-    seen: Any = "nothing"
-    for _ in range(400):
-        seen = {file["name"]: file["slots"] for file in weights(server)["files"]}.get(name)
-        if seen == expected:
-            return
+    deadline = time.monotonic() + LIMIT_S
+    while (seen := {file["name"]: file["slots"] for file in weights(server)["files"]}.get(name)) != expected:
+        assert time.monotonic() < deadline, f"{name} is held by slots {seen}, not {expected}"
         time.sleep(POLL_S)
-    raise AssertionError(f"{name} is held by slots {seen}, not {expected}")

@@ -6,13 +6,14 @@ import http.client
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import new_key, outcome, progress, quick, release, run_on_each, start_held
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer, parse_body
 from tests.host.workflows import node
 
@@ -286,15 +287,18 @@ class Busy:
 
 
 @pytest.fixture(scope="module")
-def busy(make_module_server: MakeServer) -> Busy:
-    server = make_module_server(slots=",".join(["cpu"] * NUM_SLOTS))
+def busy(shared_server: ServerPool) -> Iterator[Busy]:
+    server = shared_server(slots=",".join(["cpu"] * NUM_SLOTS))
     finished = server.submit(quick(0))["prompt_id"]
     server.wait([finished])
     watcher = server.websocket()
     running = [start_held(server, watcher, slot) for slot in range(NUM_SLOTS)]
     waiting = [server.submit(progress(slot), slot)["prompt_id"] for slot in range(NUM_SLOTS)]
     waiting.append(server.submit(progress(NUM_SLOTS))["prompt_id"])
-    return Busy(server, running, waiting, finished)
+    yield Busy(server, running, waiting, finished)
+    server.request("POST", "/queue", {"clear": True})
+    release(server, *running)
+    watcher.close()
 
 
 def assert_refused(busy: Busy, request: Bad) -> None:

@@ -15,16 +15,17 @@ import pytest
 
 from tests.host.conftest import MakeServer
 from tests.host.jobs import held, hold, outcome, progress, queue_ids, quick, release, start_held
+from tests.host.pool import ServerPool
 from tests.host.server import JSON, POLL_S, HostServer
 
 pytestmark = pytest.mark.host
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def module_server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots="cpu,cpu")
+def module_server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
 
 
 @pytest.fixture

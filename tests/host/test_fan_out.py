@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import await_idle, interrupt, message, new_key, outcome
 from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
@@ -56,10 +55,8 @@ def alone(server: HostServer, count: int, batch: int = 1, seed: int = SEED) -> l
     return [image for entry in entries for image in pixels(server, entry)]
 
 
-def test_four_slots_give_stocks_images_in_order(server: HostServer, make_server: MakeServer) -> None:
-    stock = make_server(slots=None)
-    expected = alone(stock, 4, batch=2)
-    stock.stop()
+def test_four_slots_give_stocks_images_in_order(server: HostServer, shared_server: ServerPool) -> None:
+    expected = alone(shared_server(slots=None), 4, batch=2)
     assert len(set(expected)) == 8
     entry = run(server, shared(SEED, batch=2))
     assert pixels(server, entry) == expected

@@ -553,7 +553,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     52: ("host/test_isolation::test_slots_that_load_different_checkpoints_at_once_hold_their_own",),
     53: (
         "host/test_weights::test_mixed_loras_on_four_slots_give_stocks_images",
-        "host/test_weights::test_500_mixed_jobs_leave_the_shared_bytes_as_they_are",
+        "host/test_weights::test_many_mixed_jobs_leave_the_shared_bytes_as_they_are",
     ),
     54: (SAFE,),
     55: ("unit/patches/test_wrappers::test_attention_that_sets_flags_runs_one_slot_at_a_time", SHARED),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import held, outcome, queue_ids, quick
+from tests.host.pool import ServerPool
 from tests.host.server import HostServer
 from tests.host.workflows import node
 
@@ -56,8 +56,8 @@ ELSEWHERE: list[tuple[str, str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server()
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
 
 
 def post(server: HostServer, path: str, body: Any, name: str) -> tuple[int, int, int]:

@@ -8,8 +8,8 @@ import uuid
 
 import pytest
 
-from tests.host.conftest import MakeServer
 from tests.host.jobs import await_idle, held, hold, interrupt, message, outcome, queue_ids, quick, shown
+from tests.host.pool import ServerPool
 from tests.host.server import HostServer
 from tests.host.workflows import Workflow, node
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.host
 
 
 @pytest.fixture(scope="module")
-def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots="cpu,cpu")
+def server(shared_server: ServerPool) -> HostServer:
+    return shared_server(slots="cpu,cpu")
 
 
 @pytest.mark.parametrize("slot", [1, None])

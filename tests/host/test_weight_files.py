@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 from tests.host.conftest import MakeServer
 from tests.host.held_weights import await_slots, file_of, image_of, slots, weights
-from tests.host.jobs import message, outcome
+from tests.host.jobs import message, new_key, outcome
+from tests.host.pool import ServerPool
 from tests.host.server import HostServer
 from tests.host.workflows import txt2img, with_loras
 
@@ -22,16 +24,25 @@ pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
 # Files that change, and files that are broken.
 
 
-@pytest.fixture
-def own_models(models_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the models, to be changed."""
-    shutil.copytree(models_dir, tmp_path / "base" / "models")
-    return tmp_path / "base" / "models"
+@pytest.fixture(scope="module")
+def server(make_module_server: MakeServer, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostServer:
+    """A host with models of its own, to be changed."""
+    base = tmp_path_factory.mktemp("changing")
+    shutil.copytree(models_dir, base / "models")
+    return make_module_server(base, slots=slots(2))
 
 
 @pytest.fixture
-def changing(make_server: MakeServer, own_models: Path) -> HostServer:
-    return make_server(own_models.parent, slots=slots(2))
+def own(server: HostServer) -> Iterator[str]:
+    """The name of a copy of the first checkpoint, for one test."""
+    path = server.base_dir / "models" / "checkpoints" / f"{new_key()}.safetensors"
+    shutil.copy(path.with_name("a.safetensors"), path)
+    yield path.name
+    path.unlink()
+
+
+def path_of(server: HostServer, checkpoint: str) -> Path:
+    return server.base_dir / "models" / "checkpoints" / checkpoint
 
 
 def overwrite_in_place(path: Path, source: Path) -> None:
@@ -45,20 +56,20 @@ def replace_by_rename(path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("change", [overwrite_in_place, replace_by_rename])
 def test_jobs_in_progress_finish_on_the_old_bytes_and_new_loads_read_the_new(
-    changing: HostServer, own_models: Path, change: Any
+    server: HostServer, own: str, change: Any
 ) -> None:
-    checkpoints = own_models / "checkpoints"
-    other, expected = (image_of(changing, txt2img(1, ckpt=f"{name}.safetensors"), 0) for name in "ba")
-    with changing.websocket() as client:
-        running = changing.submit(txt2img(2, steps=30), 0, client.client_id)["prompt_id"]
+    other, expected = (image_of(server, txt2img(1, ckpt=name, prefix=own), 0) for name in ("b.safetensors", own))
+    with server.websocket() as client:
+        running = server.submit(txt2img(2, ckpt=own, steps=30), 0, client.client_id)["prompt_id"]
         client.wait_for(lambda event: event["type"] == "progress" and event["data"]["value"] >= 2)
-        change(checkpoints / "a.safetensors", checkpoints / "b.safetensors")
-        assert outcome(changing.wait([running])[running]) == "success"
-    assert image_of(changing, txt2img(1, prefix="cached"), 0) == expected, "this slot still has the old model"
-    changing.request("POST", "/free", {"unload_models": True, "free_memory": True})
-    await_slots(changing, "checkpoints/a.safetensors", None)  # A job that is there first goes before the freeing.
+        change(path_of(server, own), path_of(server, "b.safetensors"))
+        assert outcome(server.wait([running])[running]) == "success"
+    cached = image_of(server, txt2img(1, ckpt=own, prefix="cached"), 0)
+    assert cached == expected, "this slot still has the old model"
+    server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+    await_slots(server, f"checkpoints/{own}", None)  # A job that is there first goes before the freeing.
     for slot in (0, 1):
-        assert image_of(changing, txt2img(1, prefix="changed"), slot) == other
+        assert image_of(server, txt2img(1, ckpt=own, prefix="changed"), slot) == other
 
 
 def test_copied_files_give_the_same_images(make_server: MakeServer) -> None:
@@ -69,39 +80,38 @@ def test_copied_files_give_the_same_images(make_server: MakeServer) -> None:
     assert (file["mapped_bytes"], file["copied_bytes"], file["slots"]) == (0, file["size_bytes"], [0, 1])
 
 
-def test_a_file_cut_off_while_in_use_hurts_nobody_who_has_it(changing: HostServer, own_models: Path) -> None:
-    path = own_models / "checkpoints" / "a.safetensors"
-    expected = image_of(changing, txt2img(1), 0)
+def test_a_file_cut_off_while_in_use_hurts_nobody_who_has_it(server: HostServer, own: str) -> None:
+    path = path_of(server, own)
+    expected = image_of(server, txt2img(1, ckpt=own), 0)
     subprocess.run(["sh", "-c", ': > "$0"', path], check=True)
-    assert image_of(changing, txt2img(1, prefix="again"), 0) == expected
-    entry = changing.run(txt2img(1), 1)
+    assert image_of(server, txt2img(1, ckpt=own, prefix="again"), 0) == expected
+    entry = server.run(txt2img(1, ckpt=own), 1)
     assert outcome(entry) == "error"
     assert str(path) in message(entry, "execution_error")["exception_message"]
-    assert image_of(changing, txt2img(1, ckpt="b.safetensors"), 1)
+    assert image_of(server, txt2img(1, ckpt="b.safetensors", prefix=own), 1)
 
 
-def test_a_lora_cut_off_while_in_use_hurts_nobody_who_has_it(changing: HostServer, own_models: Path) -> None:
-    expected = image_of(changing, with_loras(txt2img(1), 1.0), 0)
-    subprocess.run(["sh", "-c", ': > "$0"', own_models / "loras" / "lora.safetensors"], check=True)
-    other = image_of(changing, with_loras(txt2img(1), 0.5), 0)
+def test_a_lora_cut_off_while_in_use_hurts_nobody_who_has_it(server: HostServer, own: str) -> None:
+    """No other test of this file uses the LoRA."""
+    expected = image_of(server, with_loras(txt2img(1, ckpt=own), 1.0), 0)
+    subprocess.run(["sh", "-c", ': > "$0"', server.base_dir / "models" / "loras" / "lora.safetensors"], check=True)
+    other = image_of(server, with_loras(txt2img(1, ckpt=own), 0.5), 0)
     assert other != expected
-    assert image_of(changing, with_loras(txt2img(1, prefix="again"), 1.0), 0) == expected
+    assert image_of(server, with_loras(txt2img(1, ckpt=own, prefix="again"), 1.0), 0) == expected
 
 
 BROKEN_SIZES = {"empty": 0, "7_bytes": 7, "1000_bytes": 1000, "1000_bytes_short": -1000}
 
 
 @pytest.fixture(scope="module")
-def broken(make_module_server: MakeServer, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HostServer:
-    """A host with checkpoints that are cut off."""
-    base = tmp_path_factory.mktemp("broken")
-    checkpoints = base / "models" / "checkpoints"
-    shutil.copytree(models_dir, base / "models")
-    torch.save({"model.weight": torch.randn(1000, 100)}, checkpoints / "a.ckpt")
-    for whole in (checkpoints / "a.safetensors", checkpoints / "a.ckpt"):
+def broken(server: HostServer) -> HostServer:
+    """The host, with checkpoints that are cut off."""
+    checkpoints = server.base_dir / "models" / "checkpoints"
+    torch.save({"model.weight": torch.randn(1000, 100)}, checkpoints / "whole.ckpt")
+    for whole in (checkpoints / "a.safetensors", checkpoints / "whole.ckpt"):
         for name, size in BROKEN_SIZES.items():
             (checkpoints / f"{name}{whole.suffix}").write_bytes(whole.read_bytes()[:size])
-    return make_module_server(base, slots=slots(2))
+    return server
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
@@ -115,14 +125,11 @@ def test_a_broken_file_is_named_and_hurts_only_its_job(broken: HostServer, endin
     assert image_of(broken, txt2img(1, steps=1), 0) == image_of(broken, txt2img(1, steps=1), 1)
 
 
-def test_a_pickled_checkpoint_is_shared_too(make_server: MakeServer, own_models: Path) -> None:
+def test_a_pickled_checkpoint_is_shared_too(server: HostServer, own: str) -> None:
     from safetensors.torch import load_file
 
-    torch.save(
-        {"state_dict": load_file(own_models / "checkpoints" / "a.safetensors")}, own_models / "checkpoints" / "a.ckpt"
-    )
-    server = make_server(own_models.parent, slots=slots(2))
-    expected = image_of(server, txt2img(1), 0)
+    torch.save({"state_dict": load_file(path_of(server, own))}, path_of(server, "a.ckpt"))
+    expected = image_of(server, txt2img(1, ckpt=own), 0)
     for slot in (0, 1):
         assert image_of(server, txt2img(1, ckpt="a.ckpt", prefix="pickled"), slot) == expected
     file = file_of(server, "checkpoints/a.ckpt")
@@ -130,14 +137,12 @@ def test_a_pickled_checkpoint_is_shared_too(make_server: MakeServer, own_models:
     assert file["copied_bytes"] >= file["size_bytes"] // 2
 
 
-def test_a_file_that_cannot_be_guarded_is_copied_and_said_so_once(make_server: MakeServer, own_models: Path) -> None:
+def test_a_file_that_cannot_be_guarded_is_copied_and_said_so_once(server: HostServer, own: str) -> None:
     """No lease is to be had on a file that somebody has open for writing."""
-    path = own_models / "checkpoints" / "a.safetensors"
-    with path.open("r+b"):
-        server = make_server(own_models.parent, slots=slots(2))
-        expected = image_of(server, txt2img(1), 0)
-        assert image_of(server, txt2img(1, prefix="other"), 1) == expected
-        file = file_of(server, "checkpoints/a.safetensors")
+    with path_of(server, own).open("r+b"):
+        expected = image_of(server, txt2img(1, ckpt=own), 0)
+        assert image_of(server, txt2img(1, ckpt=own, prefix="other"), 1) == expected
+        file = file_of(server, f"checkpoints/{own}")
         assert (file["mapped_bytes"], file["copied_bytes"]) == (0, file["size_bytes"])
         assert server.log().count("weight files are copied into shared memory") == 1
 
@@ -164,21 +169,22 @@ def test_beyond_the_budget_the_least_recently_used_file_goes(make_server: MakeSe
     assert weights(server)["ram"]["used_bytes"] < budget
 
 
-def test_free_gives_the_weights_back(make_server: MakeServer) -> None:
-    server = make_server(slots=slots(2))
+def test_free_gives_the_weights_back(server: HostServer, own: str) -> None:
     for slot in (0, 1):
-        image_of(server, txt2img(1), slot)
-    assert file_of(server, "checkpoints/a.safetensors")["slots"] == [0, 1]
+        image_of(server, txt2img(1, ckpt=own), slot)
+    assert file_of(server, f"checkpoints/{own}")["slots"] == [0, 1]
     body = {"unload_models": True, "free_memory": True}
     server.request("POST", "/free", body, headers={"X-TARGET-GPU": "0"})
-    await_slots(server, "checkpoints/a.safetensors", [1])
+    await_slots(server, f"checkpoints/{own}", [1])
     server.request("POST", "/free", body)
-    await_slots(server, "checkpoints/a.safetensors", None)
+    await_slots(server, f"checkpoints/{own}", None)
     assert weights(server)["ram"]["used_bytes"] == 0
 
 
-def test_a_file_is_loaded_ahead_onto_the_slots_that_are_named(make_server: MakeServer) -> None:
-    server = make_server(slots=slots(3))
+def test_a_file_is_loaded_ahead_onto_the_slots_that_are_named(shared_server: ServerPool) -> None:
+    server = shared_server(slots=slots(3))
+    server.request("POST", "/free", {"unload_models": True, "free_memory": True})
+    await_slots(server, "checkpoints/b.safetensors", None)
     status, reply = server.request(
         "POST", "/parallel/preload", {"files": ["checkpoints/b.safetensors"], "gpu_ids": [0, 2]}
     )
@@ -219,16 +225,11 @@ BAD_PRELOADS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def two_slots(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots=slots(2))
-
-
 @pytest.mark.parametrize("kind", BAD_PRELOADS)
-def test_a_preload_that_cannot_be_is_refused(two_slots: HostServer, kind: str) -> None:
+def test_a_preload_that_cannot_be_is_refused(server: HostServer, kind: str) -> None:
     body, told = BAD_PRELOADS[kind]
-    status, reply = two_slots.request("POST", "/parallel/preload", body)
+    status, reply = server.request("POST", "/parallel/preload", body)
     assert status == 400
     assert told in reply["error"]["message"]
     assert reply["error"]["details"]
-    assert two_slots.request("GET", "/queue/all")[1]["total_pending"] == 0
+    assert server.request("GET", "/queue/all")[1]["total_pending"] == 0

@@ -13,30 +13,41 @@ from tests.host.conftest import MakeServer
 from tests.host.held_weights import digests, file_of, image_of, images_of, run_on_all, slots
 from tests.host.jobs import outcome
 from tests.host.models import cached_models
+from tests.host.pool import ServerPool
 from tests.host.server import POLL_S, HostServer
 from tests.host.workflows import Workflow, node, txt2img, with_hook_lora, with_loras
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
 
 SLOTS = 4
-MIXED_JOBS = 500
-RUN = 25
+MIXED_JOBS = 200
+RUN = 10  # jobs in a row that differ in the seed only: 20 changes of what is to be loaded
 REPEATS = 10
 WIDE = "wide.safetensors"
 TEXTS = ("a lighthouse at dusk", "two foxes, snow")
 
 
+@pytest.fixture(scope="module")
+def two_slots(make_module_server: MakeServer) -> HostServer:
+    return make_module_server(slots=slots(2))
+
+
+@pytest.fixture(scope="module")
+def four_slots(make_module_server: MakeServer) -> HostServer:
+    return make_module_server(slots=slots(SLOTS))
+
+
 # What it does.
 
 
-def test_a_models_modules_are_as_stock_leaves_them(make_server: MakeServer) -> None:
+def test_a_models_modules_are_as_stock_leaves_them(make_server: MakeServer, shared_server: ServerPool) -> None:
     workflow = {
         "ckpt": node("CheckpointLoaderSimple", ckpt_name="a.safetensors"),
         "lora": node("LoraLoaderModelOnly", model=["ckpt", 0], lora_name="lora.safetensors", strength_model=1.0),
         "modules": node("CPTLoadedModules", model=["ckpt", 0], with_lora=["lora", 0]),
     }
     found = []
-    for server in (make_server(slots=None), make_server(slots="cpu")):
+    for server in (shared_server(slots=None), make_server(slots="cpu")):
         entry = server.run(workflow)
         assert outcome(entry) == "success", entry["status"]
         found.append(entry["outputs"]["modules"])
@@ -92,10 +103,10 @@ def test_four_slots_need_little_more_memory_than_one(make_wide_server: MakeServe
     assert all(four < 1.10 * one for four, one in zip(with_four, with_one, strict=True)), told
 
 
-def test_repeated_jobs_add_no_memory(make_server: MakeServer) -> None:
+def test_repeated_jobs_add_no_memory(two_slots: HostServer) -> None:
     """One reading may be some percent too high, while allocations are on their way back. What grows with each job is in
     all of the last ones."""
-    server = make_server(slots=slots(2))
+    server = two_slots
     names = ("a.safetensors", "b.safetensors")
     before = max(pss_after(server, 2, names) for _ in range(2))
     after = [pss_after(server, 2, names) for _ in range(REPEATS)]
@@ -118,18 +129,16 @@ def mixed_jobs(count: int, *, run: int = 1) -> list[Workflow]:
     return jobs
 
 
-def test_mixed_loras_on_four_slots_give_stocks_images(make_server: MakeServer) -> None:
+def test_mixed_loras_on_four_slots_give_stocks_images(four_slots: HostServer, shared_server: ServerPool) -> None:
     jobs = mixed_jobs(20)
-    stock = make_server(slots=None, link=False)
+    stock, server = shared_server(slots=None), four_slots
     expected = images_of(stock, run_on_all(stock, jobs))
-    stock.stop()
     assert len(set(expected)) == len(jobs)
-    server = make_server(slots=slots(SLOTS))
     assert images_of(server, run_on_all(server, jobs)) == expected
 
 
-def test_500_mixed_jobs_leave_the_shared_bytes_as_they_are(make_server: MakeServer) -> None:
-    server = make_server(slots=slots(SLOTS))
+def test_many_mixed_jobs_leave_the_shared_bytes_as_they_are(four_slots: HostServer) -> None:
+    server = four_slots
     for slot in range(SLOTS):  # By now every conversion has been made.
         for name in "ab":
             image_of(server, txt2img(1, ckpt=f"{name}.safetensors", steps=1), slot)
@@ -142,8 +151,8 @@ def test_500_mixed_jobs_leave_the_shared_bytes_as_they_are(make_server: MakeServ
     assert {path: after[path] for path in before} == before
 
 
-def test_a_slots_job_that_is_interrupted_while_it_loads_leaves_the_others_alone(make_server: MakeServer) -> None:
-    server = make_server(slots=slots(2))
+def test_a_slots_job_that_is_interrupted_while_it_loads_leaves_the_others_alone(two_slots: HostServer) -> None:
+    server = two_slots
     expected = image_of(server, txt2img(1), 0)
     for _ in range(5):
         prompt_id = server.submit(txt2img(2, ckpt="b.safetensors"), 1)["prompt_id"]
