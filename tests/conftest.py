@@ -49,6 +49,12 @@ def host_dir() -> Path:
     return Path(path).resolve()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Made now: two threads of a test that ask for the first folder in it would both make it, and one would fail."""
+    tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(scope="session")
 def models_dir(host_dir: Path, cache_dir: Path) -> Path:
     """checkpoints/a.safetensors, checkpoints/b.safetensors and loras/lora.safetensors."""
