@@ -37,7 +37,7 @@ def told_unknown(caplog: pytest.LogCaptureFixture) -> list[str]:
     install._tell_unknown_globals()
     for thread in threading.enumerate():
         if thread.name == install._SEARCH_THREAD:
-            thread.join(30)
+            thread.join(60)
     return warnings(caplog)
 
 

@@ -127,10 +127,10 @@ def test_nothing_starts_without_jobs_or_without_idle_slots() -> None:
 def test_it_is_quick_although_ten_thousand_jobs_wait_for_a_busy_slot() -> None:
     jobs = [Job(number, target=0) for number in range(10_000)]
     busy = slots(S.RUNNING, S.IDLE)
-    began = time.perf_counter()
+    began = time.thread_time()  # Others may keep the processor.
     for _ in range(10):
         assert start(jobs, busy) is None
-    assert (time.perf_counter() - began) / 10 < 0.1
+    assert (time.thread_time() - began) / 10 < 0.1
 
 
 # Jobs that run alone.

@@ -33,7 +33,7 @@ def read(name: str, body: bytes, make_protocol: Callable[[], Any], pieces: int =
             while buffer.feed_data(piece, len(piece)):
                 piece = b""
         end(buffer)
-        return await asyncio.wait_for(stream.read(), 5)
+        return await asyncio.wait_for(stream.read(), 60)
 
     return asyncio.run(receive())
 

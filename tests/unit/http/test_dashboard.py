@@ -98,8 +98,8 @@ async def test_events_begin_with_a_snapshot_and_end_with_the_server(client: Any)
     data = json.loads((await reply.content.readline()).removeprefix(b"data: "))
     assert data["parts"]["server"]["slots"] == 2
     assert data["clock"] > 0
-    await asyncio.wait_for(client.server.app.shutdown(), 30)
-    await asyncio.wait_for(reply.content.read(), 30)
+    await asyncio.wait_for(client.server.app.shutdown(), 60)
+    await asyncio.wait_for(reply.content.read(), 60)
 
 
 async def test_a_reader_that_leaves_makes_room_for_another(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ async def test_a_reader_that_leaves_makes_room_for_another(client: Any, monkeypa
     assert (refused.status, (await refused.json())["error"]["type"]) == (503, "too_many_readers")
     assert refused.headers["Retry-After"] == "10"
     first.close()
-    for _ in range(1000):
+    for _ in range(6000):
         reply = await client.get("/parallel/events")
         if reply.status == 200:
             return

@@ -82,15 +82,18 @@ async def test_closing_ends_the_events_of_all_readers(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "PAUSE_S", 60.0)
     feed = Feed(lambda: {"a": 1})
 
-    async def read() -> list[bytes]:
-        return [message async for message in feed.events()]
+    read: list[list[bytes]] = [[], [], []]
 
-    readers = [asyncio.create_task(read()) for _ in range(3)]
-    while feed.readers < 3:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.05)
+    async def read_into(messages: list[bytes]) -> None:
+        async for message in feed.events():
+            messages.append(message)
+
+    readers = [asyncio.create_task(read_into(messages)) for messages in read]
+    while not all(read):
+        await asyncio.sleep(0.001)
     feed.close()
-    assert [len(messages) for messages in await asyncio.wait_for(asyncio.gather(*readers), 30)] == [1, 1, 1]
+    await asyncio.wait_for(asyncio.gather(*readers), 60)
+    assert [len(messages) for messages in read] == [1, 1, 1]
 
 
 async def test_a_quiet_reader_is_told_that_the_server_lives(monkeypatch: pytest.MonkeyPatch) -> None:

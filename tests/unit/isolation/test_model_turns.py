@@ -13,7 +13,7 @@ from comfy_parallel.isolation.loaded_models import LoadedModels, drop_dead
 from comfy_parallel.slots.slot import Slot, entered
 from tests.fakes import make_slots
 
-WAIT_S = 10
+WAIT_S = 60.0
 
 
 class Model:

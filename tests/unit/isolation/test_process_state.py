@@ -74,7 +74,7 @@ print("secret-1" in str(told), file=out)
 @pytest.fixture(scope="module")
 def report() -> dict[str, tuple[str, str]]:
     script = SCRIPT.replace("CHANGES.items()", f"{CHANGES!r}.items()")
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPO_DIR, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO_DIR, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines()[:-1]]
     return {row[0]: (row[1], row[2]) for row in rows}
@@ -112,7 +112,7 @@ def test_what_a_module_adds_when_it_is_imported_stays(tmp_path: Path) -> None:
     script = IMPORTS.replace("FOLDER", repr(str(tmp_path)))
     env = {**os.environ, "CPT_THERE": "before"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPO_DIR, capture_output=True, text=True, timeout=120, env=env
+        [sys.executable, "-c", script], cwd=REPO_DIR, capture_output=True, text=True, timeout=300, env=env
     )
     assert done.stdout == "here before True\n", done.stderr
     assert "left environment variable CPT_THERE at a value; put back to a value" in done.stderr
@@ -141,7 +141,7 @@ for _ in range(2):
 
 
 def test_warning_filters_that_jobs_leave_by_chance_are_put_back_and_told_once() -> None:
-    done = subprocess.run([sys.executable, "-c", WARNINGS], cwd=REPO_DIR, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", WARNINGS], cwd=REPO_DIR, capture_output=True, text=True, timeout=300)
     assert done.stdout == "True True\n" * 2, done.stderr
     assert (done.stderr.count("said once"), done.stderr.count("; put back to ")) == (1, 0)
 
@@ -166,6 +166,8 @@ print(can, there, os.getcwd() == home)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads share it")
 def test_a_slots_threads_have_a_working_directory_of_their_own() -> None:
     """Containers may forbid it; the log then says what jobs leave, as of other settings."""
-    done = subprocess.run([sys.executable, "-c", DIRECTORIES], cwd=REPO_DIR, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", DIRECTORIES], cwd=REPO_DIR, capture_output=True, text=True, timeout=300
+    )
     can = done.stdout.startswith("True")
     assert done.stdout == f"{can} ['/', '/'] {can}\n", done.stderr

@@ -21,7 +21,7 @@ from comfy_parallel.isolation.save_numbers import Counter, reserving
 from comfy_parallel.slots.slot import Run, Slot, current_runs, entered
 from tests.fakes import in_thread, make_slots
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +292,7 @@ def test_what_is_written_while_a_folder_is_listed_is_not_overwritten(jobs: tuple
     def slow(prefix: str) -> tuple[Any, ...]:
         found = host(prefix)
         listed.set()
-        assert go_on.wait(5)
+        assert go_on.wait(60)
         return tuple(found)
 
     def ask(function: Any, slot: Slot) -> int:
@@ -302,7 +302,7 @@ def test_what_is_written_while_a_folder_is_listed_is_not_overwritten(jobs: tuple
     quick = Folder(tmp_path)
     assert quick.ask(jobs[0]) == 1
     waiting = in_thread(ask, reserving(slow), jobs[1])
-    assert listed.wait(5)
+    assert listed.wait(60)
     quick.write(1)
     end(jobs[0])
     assert quick.ask(jobs[2]) == 2
@@ -342,7 +342,7 @@ def test_batches_saved_by_many_jobs_overwrite_nothing(jobs: tuple[Slot, ...], tm
     start = threading.Barrier(len(jobs))
 
     def save_all(slot: Slot) -> list[Path]:
-        start.wait(5)
+        start.wait(60)
         written = []
         for _ in range(saves):
             with job(slot):

@@ -255,7 +255,7 @@ def test_two_slots_at_once_lose_nothing(host: ModuleType, slots: tuple[Slot, ...
     def work(slot: Slot) -> int:
         with entered(slot):
             assert current_slot() is slot
-            both.wait(5)
+            both.wait(60)
             for _ in range(rounds):
                 host.add("a")
             total: int = host.total()

@@ -15,7 +15,7 @@ from comfy_parallel.slots import device
 from comfy_parallel.slots.slot import Slot, current_slot, entered
 from tests.fakes import make_slots
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(120)
 
 _device = threading.local()
 
@@ -60,7 +60,7 @@ def in_new_thread(**options: Any) -> Any:
     seen: list[Any] = []
     thread = SlotThread(target=lambda: seen.append(here()), **options)
     thread.start()
-    thread.join(5)
+    thread.join(60)
     return seen[0]
 
 
@@ -80,7 +80,7 @@ def test_the_thread_that_starts_counts_not_the_one_that_makes(slots: tuple[Slot,
         thread = SlotThread(target=lambda: seen.append(here()))
     with entered(slots[1]):
         thread.start()
-    thread.join(5)
+    thread.join(60)
     assert seen == [(slots[1], "cuda:1")]
 
 
@@ -89,7 +89,7 @@ def test_a_thread_of_a_thread_belongs_to_the_same_slot(slots: tuple[Slot, ...]) 
     with entered(slots[1]):
         thread = SlotThread(target=lambda: seen.append(in_new_thread()))
         thread.start()
-    thread.join(5)
+    thread.join(60)
     assert seen == [(slots[1], "cuda:1")]
 
 
@@ -103,7 +103,7 @@ def test_a_subclass_with_its_own_run(slots: tuple[Slot, ...]) -> None:
     with entered(slots[1]):
         thread = Own()
         thread.start()
-    thread.join(5)
+    thread.join(60)
     assert thread.seen == (slots[1], "cuda:1")
 
 
@@ -113,9 +113,9 @@ def test_arguments_names_and_timers(slots: tuple[Slot, ...]) -> None:
         thread = SlotThread(target=lambda *args, **kwargs: seen.append((args, kwargs)), args=(1,), kwargs={"b": 2})
         timer = SlotTimer(0, lambda: seen.append(here()))
         thread.start()
-        thread.join(5)
+        thread.join(60)
         timer.start()
-    timer.join(5)
+    timer.join(60)
     assert seen == [((1,), {"b": 2}), (slots[1], "cuda:1")]
 
 
@@ -123,7 +123,7 @@ def test_a_thread_can_still_be_started_only_once(slots: tuple[Slot, ...]) -> Non
     with entered(slots[0]):
         thread = SlotThread(target=here)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         with pytest.raises(RuntimeError, match="once"):
             thread.start()
 

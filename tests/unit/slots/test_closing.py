@@ -14,7 +14,7 @@ from comfy_parallel.slots import items
 from tests.fakes import host_item, in_thread, make_front, run_all, run_next, succeeded, take
 
 S, E = SlotState, SlotEvent
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

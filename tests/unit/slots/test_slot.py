@@ -100,7 +100,7 @@ def test_threads_of_one_slot_that_make_a_value_at_once_get_the_same() -> None:
     both_make = threading.Barrier(2)
 
     def make() -> object:
-        both_make.wait(5)
+        both_make.wait(60)
         return object()
 
     variable = SlotLocal(make)

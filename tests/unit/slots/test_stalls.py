@@ -82,7 +82,7 @@ def test_it_looks_until_it_is_ended(slot: Slot, caplog: pytest.LogCaptureFixture
     run_of(slot).alive_at = 0.0
     with caplog.at_level(logging.ERROR):
         end = Stalls(0.04, "report").start()
-        for _ in range(600):
+        for _ in range(3000):
             if run_of(slot).stalls:
                 break
             time.sleep(0.02)

@@ -21,7 +21,7 @@ from comfy_parallel.weights import loading
 from comfy_parallel.weights.files.store import Store
 from comfy_parallel.weights.gpu import homes
 
-PATIENCE_S = 20  # far below the 45 s after which the kernel lets a writer go on by itself
+PATIENCE_S = 40  # far below the 45 s after which the kernel lets a writer go on by itself
 GIB = 1 << 30
 
 

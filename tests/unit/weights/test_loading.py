@@ -17,7 +17,7 @@ from comfy_parallel.weights.files.store import Store
 from tests.fakes import make_slots
 from tests.unit.weights.samples import bits, collect, numbers, read, torch_store, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture

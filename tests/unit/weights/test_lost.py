@@ -21,7 +21,7 @@ from tests.fakes import make_slots
 from tests.unit.weights.device import stand_in_driver, stand_in_stream
 from tests.unit.weights.samples import GIB, bits, collect, model_of, numbers, overwrite, read, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CHECK = model_management._raise_if_interrupted(lambda: None, KeyError)
 

@@ -20,7 +20,7 @@ from comfy_parallel.weights.gpu.homes import Home
 from tests.fakes import make_slots
 from tests.unit.weights.samples import bits, collect, numbers, read, torch_store, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CPU, GPU = torch.device("cpu"), torch.device("meta")  # meta: torch refuses to copy out of it
 

@@ -26,7 +26,7 @@ from tests.unit.conftest import MakeModule
 from tests.unit.weights.device import stand_in_stream
 from tests.unit.weights.samples import bits, collect, numbers, read, slots_store, wrapper, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CPU = torch.device("cpu")
 UTILS = "comfy.utils"

@@ -18,7 +18,7 @@ from comfy_parallel.weights.files.store import Store
 from tests.fakes import make_slots
 from tests.unit.weights.samples import GIB, bits, collect, numbers, overwrite
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(params=["map", "copy"])

@@ -17,7 +17,7 @@ from comfy_parallel.weights.files import ram
 from comfy_parallel.weights.files.formats import Identity, is_safetensors, read_entries
 from tests.unit.weights.samples import bits, numbers, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 def entries_of(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from comfy_parallel.weights.files.store import Store, WeightFile
 from comfy_parallel.weights.spans import Span
 from tests.unit.weights.samples import GIB, PATIENCE_S, bits, collect, numbers, overwrite, read, write
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 COUNT = 5000
 TRUNCATE = ': > "$1"'

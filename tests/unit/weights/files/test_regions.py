@@ -20,7 +20,7 @@ from comfy_parallel.weights.files.regions import ALIGNMENT, SharedMemory, is_sha
 from comfy_parallel.weights.spans import Span
 from tests.unit.weights.samples import bits, collect, is_mapped, numbers, run_python
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 PAGE = mmap.PAGESIZE
 FLOATS_PER_PAGE = PAGE // 4

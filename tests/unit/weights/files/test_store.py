@@ -18,7 +18,7 @@ from comfy_parallel.weights.files.store import Store, WeightFile
 from comfy_parallel.weights.spans import Span
 from tests.unit.weights.samples import GIB, bits, collect, is_mapped, numbers, read, run_python, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 MIB = 1 << 20
 

@@ -18,7 +18,7 @@ from tests.fakes import make_slots
 from tests.unit.weights.device import Driver, stand_in_driver, stand_in_stream
 from tests.unit.weights.samples import bits, collect, model_of, numbers, read, slots_store, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CPU = torch.device("cpu")
 SHAPES = ((3,), (2, 5), (1,), (256,), (), (7, 1, 3), (64,), (64, 4), (8, 8), (300,))

@@ -21,7 +21,7 @@ from tests.fakes import make_slots
 from tests.unit.weights.device import CHUNK, Driver, Stream, stand_in_driver, stand_in_stream
 from tests.unit.weights.samples import GIB, bits, collect, let_go, numbers, read, torch_store, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CPU = torch.device("cpu")
 ROWS = 1500  # of 4 numbers each: 24,000 bytes

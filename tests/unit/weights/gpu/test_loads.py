@@ -23,7 +23,7 @@ from tests.fakes import make_slots
 from tests.unit.weights.device import stand_in_driver, stand_in_stream
 from tests.unit.weights.samples import bits, collect, model_of, numbers, read, slots_store, write
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 CPU = torch.device("cpu")
 COUNT = 5
