@@ -8,9 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from comfy_parallel.slots import slot
 from tests import fakes
+
+settings.load_profile("ci")  # The same examples in every run, and as much time for each as a busy machine needs.
 
 MakeModule = Callable[..., ModuleType]
 
