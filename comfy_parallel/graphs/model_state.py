@@ -45,9 +45,7 @@ class ModelState:
             _check_plain(module)
         self._pages = Pages(paged)
         self._places = _Places(self._stores, entries, torch.Tensor.data_ptr)
-        self._layouts = self._read_layouts()
-        self._setups = [_Setup(module) for module in modules]
-        self._setups += [_Setup(value) for module in modules for value in _settings_of(module)]
+        self.setup = ModelSetup(modules, self._stores)
 
     def tensors(self) -> list[Any]:
         """The weights and buffers that a forward may read. Not kept: a replaced one is to go."""
@@ -59,11 +57,7 @@ class ModelState:
 
     def has_same_structure(self) -> bool:
         """Whether the modules are the same objects, set up in the same way. Slower than the above."""
-        return (
-            all(setup.is_unchanged() for setup in self._setups)
-            and self._read_layouts() == self._layouts
-            and self._pages.are_filled_as_before()
-        )
+        return self.setup.is_unchanged() and self._pages.are_filled_as_before()
 
     def hold(self) -> bool:
         """See that the weights stay where they are until `release`; False if they are no longer there."""
@@ -80,9 +74,32 @@ class ModelState:
     def _all_tensors(self) -> list[Any]:
         return [tensor for store in self._stores for tensor in store.values() if tensor is not None]
 
+
+class ModelSetup:
+    """How a model's modules are set up, wherever its weights lie: what decides, with its arguments and the code, what
+    its forward does in Python."""
+
+    def __init__(self, modules: list[Any], stores: list[dict[str, Any]]) -> None:
+        self._stores = stores
+        self._layouts = self._read_layouts()
+        self._devices = self._read_devices()
+        self._parts = [_Setup(module) for module in modules]
+        self._parts += [_Setup(value) for module in modules for value in _settings_of(module)]
+
+    def is_unchanged(self) -> bool:
+        return all(part.is_unchanged() for part in self._parts) and self._read_layouts() == self._layouts
+
+    def is_on_the_same_devices(self) -> bool:
+        return self._read_devices() == self._devices
+
     def _read_layouts(self) -> list[Any]:
-        items = [item for store in self._stores for item in store.items() if item[1] is not None]
-        return [(name, tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in items]
+        return [(name, tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in self._items()]
+
+    def _read_devices(self) -> list[Any]:
+        return [tensor.device for _, tensor in self._items()]
+
+    def _items(self) -> list[tuple[str, Any]]:
+        return [item for store in self._stores for item in store.items() if item[1] is not None]
 
 
 def _entries_apart_from(stores: list[dict[str, Any]], paged: list[Any]) -> list[tuple[dict[str, Any], str]]:

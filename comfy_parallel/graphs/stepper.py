@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from comfy_parallel.graphs.model_state import ModelState
-from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow, refusal_of
+from comfy_parallel.graphs.collection import no_collection
+from comfy_parallel.graphs.model_state import ModelSetup, ModelState
+from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow, refusal_of, refusals_count
 from comfy_parallel.graphs.signature import describe, have_same_bytes, repeatable, substitute
 from comfy_parallel.graphs.surroundings import check_mode, surroundings, watch_code_of
 from comfy_parallel.graphs.time_steps import looked_up, with_time_steps
@@ -55,6 +56,18 @@ class StepStats:
     eager: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What a forward went by in Python when it was recorded, watched: as long as this is so it does the same again."""
+
+    setup: ModelSetup
+    surroundings: Hashable
+
+    def holds(self, surroundings: Hashable) -> bool:
+        is_same = surroundings == self.surroundings
+        return is_same and self.setup.is_on_the_same_devices() and self.setup.is_unchanged()
+
+
 @dataclass(slots=True)
 class _Known:
     """What is known of one key: that it came once, why it cannot be recorded, or its recording.
@@ -63,6 +76,7 @@ class _Known:
     """
 
     is_seen: bool = False
+    watched: _Watched | None = None
     refused: str | None = None
     recording: Replayable | None = None
     state: ModelState | None = None
@@ -77,6 +91,10 @@ class _Known:
             self.losses = self.losses + 1 if self.lost_in[0] == sampling else 1
             self.lost_in = sampling, step
 
+    def without_recording(self, *, is_seen: bool) -> _Known:
+        """What stays known of a kind whose recording is given back; a step that is in the middle of it keeps this."""
+        return _Known(is_seen, self.watched, losses=self.losses, lost_in=self.lost_in)
+
 
 class Stepper:
     """Steps the models of one slot.
@@ -84,7 +102,9 @@ class Stepper:
     The first call of a kind runs eagerly. The second runs eagerly and is recorded, watched: if nothing it did could
     make the recording stale, it is replayed, and the replay compared with what the eager call returned. From then on
     it is replayed, as long as every weight still lies where it lay. The model's set-up and the code it runs are
-    looked at again after each suspicion. A call that cannot be recorded is tried again once the model has changed.
+    looked at again after each suspicion. A recording that was lost for its memory or its weights' places only is made
+    anew at the next call, and is not watched again. A call that cannot be recorded is tried again once the model has
+    changed.
 
     Args:
         device: the slot's torch device.
@@ -153,14 +173,13 @@ class Stepper:
         return self._run(forward, model, arguments)
 
     def forget(self, model: Any = None) -> None:
-        """Give back the recordings of a model, or of all."""
+        """Give back the recordings of a model, which is unloaded, or of all, for lack of memory."""
         if self.size_bytes:
             self._recorder.wait()
         self._given_back += 1
-        if model is None:
-            self._known.clear()
-        else:
-            self._known.pop(model, None)
+        for one in [model] if model is not None else list(self._known):
+            for key, known in list(self._known.get(one, OrderedDict()).items()):
+                self._known[one][key] = known.without_recording(is_seen=known.is_seen and model is not None)
 
     def suspect(self) -> None:
         """Look at the models' set-up again before the next replay: something may have changed it."""
@@ -249,9 +268,10 @@ class Stepper:
         try:
             known.epoch, known.surroundings = self._epoch, surroundings()
             known.state = ModelState(model, self._device)
-            known.recording = self._record(forward, model, call, tensors, result, known.state)
+            known.recording = self._record(forward, model, call, tensors, result, known)
             if surroundings() != known.surroundings:
                 raise UncapturableNow("code that was replaced meanwhile")
+            known.watched = _Watched(known.state.setup, known.surroundings)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the step ran well eagerly
             self._refuse(known, refusal_of(error), model)
         else:
@@ -275,26 +295,34 @@ class Stepper:
         call: dict[str, Any],
         tensors: list[Any],
         expected: Any,
-        state: ModelState,
+        known: _Known,
     ) -> Replayable:
         import torch
 
+        assert known.state is not None
         buffers = [tensor.to(self._device, copy=True) for tensor in tensors]
         if [buffer.stride() for buffer in buffers] != [tensor.stride() for tensor in tensors]:
             raise Uncapturable("a tensor whose parts overlap or have gaps")
 
-        ran: list[CodeType] = []
-
-        def watched(inputs: list[Any]) -> Any:
+        def recorded(inputs: list[Any]) -> Any:
             arguments = substitute(call, inputs)
-            with looked_up(model, arguments), watching(self._device, [*inputs, *state.tensors()]) as codes:
-                result = forward(model, **arguments)
-            ran.extend(codes)
-            return result
+            with looked_up(model, arguments), self._watching(model, known, inputs):
+                return forward(model, **arguments)
 
-        with state.recording():
-            recording = self._recorder.record(watched, buffers)
-            watch_code_of(model, ran)
+        with known.state.recording():
+            recording = self._recorder.record(recorded, buffers)
             if type(expected) is not torch.Tensor or not have_same_bytes(recording.replay(tensors), expected):
                 raise Uncapturable("a replay that differs from the eager step")
         return recording
+
+    @contextmanager
+    def _watching(self, model: Any, known: _Known, inputs: list[Any]) -> Iterator[None]:
+        """Watch the body, unless it was seen before to do nothing that a recording cannot hold."""
+        assert known.state is not None
+        if known.watched is not None and known.watched.holds(known.surroundings):
+            with no_collection(), refusals_count():
+                yield
+            return
+        with watching(self._device, [*inputs, *known.state.tensors()]) as codes:
+            yield
+        watch_code_of(model, codes)

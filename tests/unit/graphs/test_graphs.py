@@ -58,13 +58,18 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.recordings: WeakSet[Any] = WeakSet()
         self.waits = 0
+        self.is_recording = False
 
     @property
     def size_bytes(self) -> int:
         return 10 * len(self.recordings)
 
     def record(self, forward: Callable[[list[Any]], Any], buffers: list[Any]) -> Any:
-        forward(buffers)
+        self.is_recording = True
+        try:
+            forward(buffers)
+        finally:
+            self.is_recording = False
         recording = self.make(forward)
         self.recordings.add(recording)
         return recording
@@ -401,6 +406,65 @@ def test_a_weight_that_moved_is_never_replayed(stepper: Stepper, recorder: FakeR
     assert torch.equal(step(stepper, model, x), forward(model, x=x))
     assert counts(stepper) == (1, 2, 1)  # recorded anew
     assert recorder.waits == 1
+
+
+@pytest.fixture
+def watches(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One for each recording that was watched."""
+    seen: list[Any] = []
+
+    def noting(*args: Any) -> Any:
+        if recorder.is_recording:  # A stand-in's replay runs the forward again.
+            seen.append(args)
+        return watching(*args)
+
+    monkeypatch.setattr(stepper_module, "watching", noting)
+    return seen
+
+
+def move(model: Model) -> None:
+    model.linear.weight.data = model.linear.weight.data.clone()
+
+
+def test_what_only_moved_is_recorded_anew_at_once_and_not_watched_again(stepper: Stepper, watches: list[Any]) -> None:
+    model = Model()
+    for number in range(9):
+        if number in (3, 6):
+            stepper.begin_sampling()
+            stepper.forget(model)
+            move(model)
+        x = torch.rand(2, 4)
+        assert torch.equal(step(stepper, model, x), forward(model, x=x))
+    assert counts(stepper) == (1, 3, 5)
+    assert len(watches) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.sizes.append(3),
+        lambda model: setattr(model.linear, "weight_comfy_model_dtype", torch.half),
+        lambda model: setattr(model, "linear", torch.nn.Linear(4, 4)),
+        lambda model: setattr(model.linear, "forward", lambda x: x),
+        lambda _: torch.set_default_dtype(torch.float64),
+    ],
+)
+def test_a_forward_is_watched_again_once_it_may_do_something_else(
+    stepper: Stepper, watches: list[Any], change: Callable[[Any], Any]
+) -> None:
+    model = Model()
+    try:
+        for number in range(4):
+            if number == 2:
+                stepper.begin_sampling()
+                stepper.forget(model)
+                change(model)
+            x = torch.rand(2, 4, dtype=torch.float32)
+            assert torch.equal(step(stepper, model, x), forward(model, x=x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert counts(stepper) == (1, 2, 1)
+    assert len(watches) == 2
 
 
 def test_the_set_up_is_looked_at_when_it_is_suspect(stepper: Stepper) -> None:
