@@ -36,6 +36,7 @@ PLAIN = Kind("", "plain job", plain)
 JOB_TIMEOUT_S = 300
 ROUNDS, JOBS_PER_ROUND = 7, 24
 Job = tuple[Kind, int]
+saved: dict[str, list[Path]] = {}  # the files of each result, by its hash
 
 
 def main() -> int:
@@ -155,18 +156,40 @@ def result(server: HostServer, entry: JSON) -> str:
     if entry["status"]["status_str"] != "success":
         errors = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
         return f"error: {errors[0]['exception_message'].strip()[:150]}" if errors else "error"
-    digest = hashlib.sha256()
+    digest, files = hashlib.sha256(), []
     for name, shown in sorted(entry["outputs"].items()):
-        digest.update(f"{name}: {[content(server, value) for part in shown.values() for value in part]}".encode())
+        values = [value for part in shown.values() for value in part]
+        files += [path for value in values if (path := file_of(server, value)) is not None]
+        digest.update(f"{name}: {[content(server, value) for value in values]}".encode())
+    saved[digest.hexdigest()] = files
     return digest.hexdigest()
 
 
 def content(server: HostServer, value: Any) -> Any:
     """Of a saved file its bytes' hash, for its number may be another; anything else as it is."""
-    if isinstance(value, dict) and "filename" in value:
-        path = server.base_dir / value["type"] / value["subfolder"] / value["filename"]
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return json.dumps(value, sort_keys=True)
+    path = file_of(server, value)
+    return json.dumps(value, sort_keys=True) if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def file_of(server: HostServer, value: Any) -> Path | None:
+    """The file that a node says it has saved; None for anything else."""
+    if not isinstance(value, dict) or "filename" not in value:
+        return None
+    return server.base_dir / value["type"] / value["subfolder"] / value["filename"]
+
+
+def difference(expected: str, got: str) -> str:
+    """By how much the first pictures of two results differ: another job's picture, or the last bit of a pixel."""
+    from PIL import Image, ImageChops
+
+    for one, other in zip(saved[expected], saved[got], strict=False):
+        first, second = (Image.open(path).convert("RGB") for path in (one, other))
+        if first.size != second.size:
+            return f"other bytes: {second.size} instead of {first.size}"
+        apart = ImageChops.difference(first, second)
+        if (box := apart.getbbox()) is not None:
+            return f"other bytes: up to {max(high for _, high in apart.getextrema())} of 255 in {box}"
+    return "other bytes"
 
 
 def compare(
@@ -202,7 +225,7 @@ def is_hash(outcome: str) -> bool:
 def report(jobs: list[Job], seen: list[str], expected: dict[Job, str]) -> list[str]:
     """A word on each job that is not as on stock."""
     return [
-        f"{kind.pack or 'plain'} {number}: {'other bytes' if is_hash(got) else got}"
+        f"{kind.pack or 'plain'} {number}: {difference(expected[kind, number], got) if is_hash(got) else got}"
         for (kind, number), got in zip(jobs, seen, strict=True)
         if got != expected[kind, number]
     ]

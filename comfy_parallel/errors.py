@@ -31,6 +31,10 @@ class ShareLost(ComfyParallelError):
     """A participant's share of a job was computed and gave nothing to the node that collects."""
 
 
+class MustRunAlone(ComfyParallelError):
+    """A share of a job must be the only one that runs, which it cannot be while its job runs."""
+
+
 class WeightsLost(ComfyParallelError):
     """A weight file was overwritten while a job used it, and its old bytes could not be kept."""
 

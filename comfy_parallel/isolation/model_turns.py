@@ -19,6 +19,12 @@ from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot
 _LOOK_AGAIN_S = 0.1  # after which a waiting job sees that it was interrupted
 
 
+_SO = (
+    ": a node pack hands its loaded models to several jobs. Submit the job again; if it happens again, let the pack's"
+    " jobs run alone: COMFY_PARALLEL_PACKS=NAME_OF_THE_PACK=alone"
+)
+
+
 class CrossedModels(ComfyParallelError):
     """Two jobs each use a model that the other one needs before its node can end."""
 
@@ -57,6 +63,7 @@ def take(models: Sequence[Any], while_waiting: Callable[[], None]) -> None:
             while (other := _in_the_way(uses, slot)) is not None:
                 _waits_for[slot] = other
                 _check_ways(slot)
+                _check_rest(slot, other)
                 _changed.wait(_LOOK_AGAIN_S)
                 while_waiting()
         finally:
@@ -143,14 +150,16 @@ def _give(uses: list[_Use], slot: Slot) -> None:
             _shared_holder = slot
 
 
+def _check_rest(slot: Slot, other: Slot) -> None:
+    """Raise when the other one's job goes on only when this one has ended."""
+    if other.run is not None and other.run.is_resting:
+        raise CrossedModels(f"{other.name} uses a model that {slot.name} needs, and its job waits to run alone{_SO}")
+
+
 def _check_ways(slot: Slot) -> None:
     """Raise when those that are waited for wait, at last, for this slot."""
     other: Slot | None = _waits_for[slot]
     while other is not None and other is not slot:
         other = _waits_for.get(other)
     if other is slot:
-        raise CrossedModels(
-            f"{slot.name} and {_waits_for[slot].name} each use a model that the other one needs: a node pack hands its"
-            " loaded models to several jobs. Submit the job again; if it happens again, let the pack's jobs run"
-            " alone: COMFY_PARALLEL_PACKS=NAME_OF_THE_PACK=alone"
-        )
+        raise CrossedModels(f"{slot.name} and {_waits_for[slot].name} each use a model that the other one needs{_SO}")

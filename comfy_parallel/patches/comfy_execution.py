@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core import limits
+from comfy_parallel.host import facts
 from comfy_parallel.isolation import save_numbers
 from comfy_parallel.isolation.slot_globals import SlotGlobals
 from comfy_parallel.patching.engine import Patch
+from comfy_parallel.slots import alone
 from comfy_parallel.slots.slot import SlotLocal, current_slot, slots
 
 _prefix: SlotLocal[list[Any]] = SlotLocal(lambda: ["", 0, 0])
@@ -82,11 +84,12 @@ def _when_others_rest(original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _bounded(original: Callable[..., None]) -> Callable[..., None]:
+def _checked(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def add_ephemeral_node(self: Any, *args: Any, **kwargs: Any) -> None:
+    def add_ephemeral_node(self: Any, node_id: Any, node_info: Any, *args: Any, **kwargs: Any) -> None:
         limits.check_nodes(len(self.original_prompt) + len(self.ephemeral_prompt) + 1)
-        original(self, *args, **kwargs)
+        alone.node_added(node_info, facts.raise_if_interrupted)
+        original(self, node_id, node_info, *args, **kwargs)
 
     return add_ephemeral_node
 
@@ -126,10 +129,11 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         target="comfy_execution.graph:DynamicPrompt.add_ephemeral_node",
-        wrap=_bounded,
-        params=("self", "node_id"),
-        why="A job that makes ever more nodes holds the interpreter, and with it all slots.",
-        until="the host bounds a job's nodes",
+        wrap=_checked,
+        params=("self", "node_id", "node_info"),
+        why="A job that makes ever more nodes holds the interpreter, and with it all slots; one that makes a node which"
+        " is unsafe beside others must not run beside them.",
+        until="the host bounds a job's nodes, and every node is safe for threads",
     ),
     Patch(
         target="folder_paths:get_save_image_path",

@@ -22,10 +22,15 @@ SENSITIVE = 5  # index, in a host item, of the keys that must not reach the hist
 _runs_alone: Callable[[Any], bool] | None = None
 
 
-def when_to_run_alone(runs_alone: Callable[[Any], bool] | None) -> None:
-    """Have `runs_alone(workflow)` say of each job whether it must be the only one that runs; None: of none."""
+def when_to_run_alone(says: Callable[[Any], bool] | None) -> None:
+    """Have `says(workflow)` tell of each job whether it must be the only one that runs; None: of none."""
     global _runs_alone
-    _runs_alone = runs_alone
+    _runs_alone = says
+
+
+def runs_alone(workflow: Any) -> bool:
+    """Whether a job with these nodes must be the only one that runs."""
+    return _runs_alone is not None and _runs_alone(workflow)
 
 
 class QueueItem(tuple[Any, ...]):
@@ -65,7 +70,7 @@ class QueueItem(tuple[Any, ...]):
         if known is None:
             if _runs_alone is None:
                 return False
-            known = self.__dict__["_is_alone"] = _runs_alone(self[2])
+            known = self.__dict__["_is_alone"] = runs_alone(self[2])
         return known
 
     def must_run_alone(self) -> None:

@@ -23,7 +23,7 @@ from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_ta
 from comfy_parallel.slots.room import check_room
 from comfy_parallel.slots.running_jobs import RunningJobs
 from comfy_parallel.slots.shares import Shares, is_share, jobs
-from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job
+from comfy_parallel.slots.slot import Slot, current_runs, current_slot, interrupt_job
 from comfy_parallel.slots.slot_queue import SlotQueue, through
 from comfy_parallel.slots.snapshot import Snapshot
 
@@ -277,7 +277,7 @@ class FrontQueue:
         for item in waiting:
             target = view_of(item).target
             (unassigned if target is None else pending[target]).append(item)
-        return Snapshot(running, pending, unassigned)
+        return Snapshot(running, pending, unassigned, [run.prompt_id for run in current_runs() if run.is_resting])
 
     def get_current_queue_volatile(self) -> tuple[list[Any], list[Any]]:
         slot = scope.current_scope().slot

@@ -40,6 +40,7 @@ class Run:
     interrupted: bool = False
     started: bool = False
     is_alone: bool = False
+    is_resting: bool = False  # between two of its nodes, until it is the only one that runs
     party: Any = None
     at_end: list[Callable[[], None]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)

@@ -13,8 +13,11 @@ class Snapshot(NamedTuple):
     running: list[list[QueueItem]]
     pending: list[list[QueueItem]]
     unassigned: list[QueueItem]
+    resting: list[str]
 
     @property
     def waiting_to_run_alone(self) -> list[str]:
-        """The ids of the waiting jobs that must be the only ones that run."""
-        return [item[1] for waiting in (*self.pending, self.unassigned) for item in waiting if view_of(item).is_alone]
+        """The ids of the jobs that wait, in the queue or between two of their nodes, to be the only ones that run."""
+        return self.resting + [
+            item[1] for waiting in (*self.pending, self.unassigned) for item in waiting if view_of(item).is_alone
+        ]

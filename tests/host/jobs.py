@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,6 +100,14 @@ def held(server: HostServer, *slots: int) -> Iterator[list[str]]:
             yield job_ids
         finally:
             release(server, *job_ids)
+
+
+def eventually(holds: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    """Return once this holds; fail with these words when it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(POLL_S)
 
 
 def run_on_each(server: HostServer, workflows: Sequence[Workflow]) -> list[JSON]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import held, message, new_key, outcome, quick, shown
+from tests.host.jobs import eventually, held, interrupt, message, new_key, outcome, quick, shown
 from tests.host.server import JSON, NODES_DIR, POLL_S, HostServer
 from tests.host.workflows import Workflow, node, txt2img, with_loras
 
@@ -263,6 +263,34 @@ def test_a_job_that_runs_alone_waits_for_the_others_says_so_and_goes_before_late
     entries = server.wait([alone_id, later_id])
     assert [outcome(entry) for entry in entries.values()] == ["success", "success"]
     assert ended_at(entries[alone_id]) <= started_at(entries[later_id])
+
+
+def test_a_node_that_another_one_made_runs_alone_as_well(server: HostServer) -> None:
+    """Of two such jobs at once each rests before that node until all others have ended or rest."""
+    with held(server, 2):
+        jobs = [told("PackExpands", number=number, deep=bool(number)) for number in (0, 1)]
+        ids = [server.submit(job, slot)["prompt_id"] for slot, job in enumerate(jobs)]
+        eventually(lambda: set(waiting_to_run_alone(server)) == set(ids), "both rest")
+        later_id = server.submit(quick(2), 2)["prompt_id"]
+    entries = server.wait([*ids, later_id])
+    assert [result(entries[job_id]) for job_id in ids] == [True, True]
+    first, second = sorted(map(ended_at, (entries[job_id] for job_id in ids)))
+    assert second - first >= 250, "one after the other"
+    assert second <= started_at(entries[later_id])
+
+
+def test_a_job_that_rests_can_be_interrupted(server: HostServer) -> None:
+    with held(server, 2):
+        job_id = server.submit(told("PackExpands", number=3), 0)["prompt_id"]
+        eventually(lambda: waiting_to_run_alone(server) == [job_id], "it rests")
+        interrupt(server, job_id)
+        assert outcome(server.wait([job_id])[job_id]) == "interrupted"
+        assert outcome(server.run(quick(4), 1)) == "success"
+
+
+def waiting_to_run_alone(server: HostServer) -> list[str]:
+    ids: list[str] = server.request("GET", "/queue/all")[1]["waiting_to_run_alone"]
+    return ids
 
 
 def started_at(entry: JSON) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,19 @@ from typing import Any
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import held, hold, interrupt, message, outcome, progress, quick, release, shown, start_held
+from tests.host.jobs import (
+    eventually,
+    held,
+    hold,
+    interrupt,
+    message,
+    outcome,
+    progress,
+    quick,
+    release,
+    shown,
+    start_held,
+)
 from tests.host.kills import Kills
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node, txt2img
@@ -46,13 +57,6 @@ def worker_pid(server: HostServer, slot: int = PROCESS) -> int:
     eventually(is_ready, "the process slot is not ready")
     pid: int = answers[-1]["pid"]
     return pid
-
-
-def eventually(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def is_there(pid: int) -> bool:

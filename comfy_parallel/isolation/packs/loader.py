@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -62,14 +63,22 @@ def load_per_slot(original: Callable[[Any, ModuleType], None]) -> Callable[[Any,
         with own_names.shared():
             plan = _plan_of(root, Path(self.path))
             code = _prepare(module, root, Path(self.path), plan)
-            if code is None:
-                original(self, module)
-            else:
-                exec(code, vars(module))
+            original(self if code is None else _Rewritten(self, code), module)
             _give_own_attributes(module, plan.attributes)
         return None
 
     return exec_module
+
+
+class _Rewritten(SourceFileLoader):
+    """The loader of a module that gives other code than the file has."""
+
+    def __init__(self, loader: Any, code: CodeType) -> None:
+        super().__init__(loader.name, loader.path)
+        self._code = code
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self._code
 
 
 def _pack_of(path: str) -> Path | None:
