@@ -42,6 +42,7 @@ class Job:
     prompt_id: int = 0
     target: int | None = None
     is_alone: bool = False
+    turns: frozenset[str] = frozenset()
     most_at_once: int | None = None
     standing: int = 0
     passed: int = 0

@@ -19,15 +19,14 @@ from comfy_parallel.fleet import processes, worker_side
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
-from comfy_parallel.isolation.packs import loader, serial, verdicts
-from comfy_parallel.isolation.packs.clashes import clashes
+from comfy_parallel.isolation.packs import judging, loader
 from comfy_parallel.journal.journal import Journal, Kept
 from comfy_parallel.nodes import registry
 from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import alone, device, items, own_attributes, own_names, pool, stalls, worker
+from comfy_parallel.slots import alone, device, own_attributes, own_names, pool, stalls, worker
 from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
@@ -123,7 +122,7 @@ def uninstall() -> None:
     """Take every patch back. Only sensible while no job runs."""
     global _patches
     if _patches is not None:
-        items.when_to_run_alone(None)
+        judging.let_go()
         own_names.revert()
         own_attributes.revert()
         _patches.revert()
@@ -219,7 +218,9 @@ def _take_over(server: Any) -> None:
         front.ledger.close()
     processes.start()
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
-    _judge_packs(front)
+    modes, serial, classes, folders = _config.packs, _config.serial_nodes, facts.node_classes(), facts.pack_folders()
+    _put_back.append(judging.judge(modes, serial, classes, folders, facts.raise_if_interrupted))
+    alone.use(front.mutex)
     _restore_jobs(front)
     _put_back.append(stalls.watch(_config.stall_s if _worker is None else 0.0, _config.stall))
     if _config.drain_s:
@@ -256,29 +257,6 @@ def _restore_jobs(front: Any) -> None:
     kept, _kept = _kept, None
     if kept is not None and front.ledger.journal is not None:
         Recovery(front, _config.attempts, secrets.asked_for).restore(kept)
-
-
-def _judge_packs(front: Any) -> None:
-    """Say what is done about each node pack, and have jobs run alone with what cannot be made safe."""
-    installed = [pack for folder in facts.pack_folders() for pack in verdicts.packs_in(folder)]
-    found = {**verdicts.chosen(installed, _config.packs), **loader.found()}
-    known = verdicts.verdicts(found, {pack: clashes(pack) for pack in found}, _config.packs)
-    for verdict in known:
-        for line in verdict.lines():
-            logger.log(logging.WARNING if verdicts.CLASH in line else logging.INFO, "comfy_parallel: %s", line)
-    for name in verdicts.not_there(installed, _config.packs):
-        logger.warning("comfy_parallel: COMFY_PARALLEL_PACKS names %r, but no node pack's folder is called so", name)
-    unsafe = verdicts.classes_alone(facts.node_classes(), known, _config.packs)
-    chosen = [*serial.KNOWN, *serial.of_user(_config.serial_nodes)]
-    asynchronous, take_back = serial.make_serial(facts.node_classes(), chosen, facts.raise_if_interrupted)
-    _put_back.append(take_back)
-    unsafe |= dict.fromkeys(asynchronous, "COMFY_PARALLEL_SERIAL_NODES")
-    processes_alone = [slot.process is not None for slot in slots()]
-    unsafe = {} if all(processes_alone) else unsafe  # Each of these slots is alone in its process.
-    if any(processes_alone):  # Their turns end at the process.
-        unsafe |= dict.fromkeys(serial.names_in(facts.node_classes(), chosen), "COMFY_PARALLEL_SERIAL_NODES")
-    items.when_to_run_alone(verdicts.by_classes(unsafe.keys()) if unsafe else None)
-    alone.use(front.mutex)
 
 
 def _send_webhooks(server: Any, front: Any) -> None:

@@ -12,8 +12,9 @@ from comfy_parallel.core.states import CLOSED, SlotState
 class JobView(Protocol):
     """What is looked at of a job. `target`: the slot it is bound to; None for any. `is_alone`: no other runs then.
 
-    `most_at_once`: how many jobs of its client may run together; None for any number. `models`: the names of the
-    weight files that it reads. `standing`: jobs of another one are not overtaken. `passed`: how often it was.
+    `turns`: what no other job that runs may need as well. `most_at_once`: how many jobs of its client may run together;
+    None for any number. `models`: the names of the weight files that it reads. `standing`: jobs of another one are not
+    overtaken. `passed`: how often it was.
     """
 
     @property
@@ -24,6 +25,8 @@ class JobView(Protocol):
     def target(self) -> int | None: ...
     @property
     def is_alone(self) -> bool: ...
+    @property
+    def turns(self) -> frozenset[str]: ...
     @property
     def most_at_once(self) -> int | None: ...
     @property
@@ -50,10 +53,11 @@ class SlotView(Protocol):
 
 
 class UnderWay(NamedTuple):
-    """The ids and the clients of the jobs that have been given to a slot."""
+    """The ids, the clients and the turns of the jobs that have been given to a slot."""
 
     prompt_ids: Sequence[Any] = ()
     clients: Sequence[Any] = ()
+    turns: frozenset[str] = frozenset()
 
 
 _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
@@ -200,7 +204,7 @@ def _may_start(job: JobView, under_way: UnderWay) -> bool:
     most, client_id = job.most_at_once, job.client_id
     if most is not None and client_id is not None and under_way.clients.count(client_id) >= most:
         return False
-    return job.prompt_id not in under_way.prompt_ids
+    return job.prompt_id not in under_way.prompt_ids and job.turns.isdisjoint(under_way.turns)
 
 
 def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool]:

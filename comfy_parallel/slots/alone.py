@@ -35,7 +35,9 @@ def node_added(node: Any, while_waiting: Callable[[], None]) -> None:
     """
     slot = current_slot()
     run = None if slot is None else slot.run
-    if slot is None or run is None or run.is_alone or not items.runs_alone({"": node}):
+    if slot is None or run is None or run.is_alone:
+        return
+    if not items.runs_alone({"": node}) and items.turns_of({"": node}) <= run.turns:
         return
     if run.share is not None:
         raise MustRunAlone(f"its workflow made a node {node['class_type']}, whose job must be the only one that runs")

@@ -136,7 +136,9 @@ class Dispatcher:
         """The jobs that slots run or are about to."""
         jobs = [desk.slot.run or view_of(desk.given) for desk in self.desks if desk.slot.run or desk.given is not None]
         prompt_ids = [job.prompt_id for job in jobs if job.prompt_id is not None]
-        return schedule.UnderWay(prompt_ids, [job.client_id for job in jobs if job.share is None])
+        clients = [job.client_id for job in jobs if job.share is None]
+        turns = [job.turns for job in jobs if job.turns]
+        return schedule.UnderWay(prompt_ids, clients, frozenset().union(*turns))
 
     # Taking.
 
@@ -204,7 +206,15 @@ class Dispatcher:
             desk.slot.change(SlotEvent.TAKE)
             view = view_of(item)
             desk.slot.begin_run(
-                Run(view.prompt_id, view.client_id, view.peer, view.share, is_alone=view.is_alone, party=view.party),
+                Run(
+                    view.prompt_id,
+                    view.client_id,
+                    view.peer,
+                    view.share,
+                    is_alone=view.is_alone,
+                    turns=view.turns,
+                    party=view.party,
+                ),
                 time.monotonic() - queued_at if queued_at else 0.0,
             )
             self.ledger.start(item_id, item)

@@ -19,7 +19,15 @@ _encode = json.JSONEncoder(check_circular=False).encode  # Items come from JSON;
 SENSITIVE = 5  # index, in a host item, of the keys that must not reach the history
 
 
+_NO_TURNS: frozenset[str] = frozenset()
 _runs_alone: Callable[[Any], bool] | None = None
+_turns_of: Callable[[Any], frozenset[str]] | None = None
+
+
+def who_takes_turns(says: Callable[[Any], frozenset[str]] | None) -> None:
+    """Have `says(workflow)` tell of each job what no other job that runs may need as well; None: nothing."""
+    global _turns_of
+    _turns_of = says
 
 
 def when_to_run_alone(says: Callable[[Any], bool] | None) -> None:
@@ -31,6 +39,11 @@ def when_to_run_alone(says: Callable[[Any], bool] | None) -> None:
 def runs_alone(workflow: Any) -> bool:
     """Whether a job with these nodes must be the only one that runs."""
     return _runs_alone is not None and _runs_alone(workflow)
+
+
+def turns_of(workflow: Any) -> frozenset[str]:
+    """What a job with these nodes needs for itself."""
+    return _NO_TURNS if _turns_of is None else _turns_of(workflow)
 
 
 class QueueItem(tuple[Any, ...]):
@@ -71,6 +84,16 @@ class QueueItem(tuple[Any, ...]):
             if _runs_alone is None:
                 return False
             known = self.__dict__["_is_alone"] = runs_alone(self[2])
+        return known
+
+    @property
+    def turns(self) -> frozenset[str]:
+        """What no other job that runs may need as well; asked once."""
+        if _turns_of is None:
+            return _NO_TURNS
+        known: frozenset[str] | None = self.__dict__.get("_turns")
+        if known is None:
+            known = self.__dict__["_turns"] = turns_of(self[2])
         return known
 
     def must_run_alone(self) -> None:
@@ -145,7 +168,7 @@ class UnknownItem:
 
     prompt_id = client_id = target = most_at_once = None
     is_alone = False
-    models: frozenset[str] = frozenset()
+    models = turns = _NO_TURNS
     standing = peer = party = place = share = None
     passed = 0
 

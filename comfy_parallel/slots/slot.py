@@ -40,6 +40,7 @@ class Run:
     interrupted: bool = False
     started: bool = False
     is_alone: bool = False
+    turns: frozenset[str] = frozenset()  # what no other job that runs may need as well
     is_resting: bool = False  # between two of its nodes, until it is the only one that runs
     party: Any = None
     at_end: list[Callable[[], None]] = field(default_factory=list)

@@ -6,7 +6,6 @@ together, unless the scheduler runs such jobs alone; a plain job beside them and
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.host.conftest import MakeServer
 from tests.host.jobs import eventually, held, interrupt, message, new_key, outcome, quick, shown
-from tests.host.server import JSON, NODES_DIR, POLL_S, HostServer
+from tests.host.server import JSON, NODES_DIR, HostServer
 from tests.host.workflows import Workflow, node, txt2img, with_loras
 
 pytestmark = pytest.mark.host
@@ -235,18 +234,25 @@ def test_an_answer_by_http_reaches_the_job_that_waits_for_it(server: HostServer)
     questions = [new_key() for _ in range(3)]
     ids = [server.submit(told("PackAsks", question=text), slot)["prompt_id"] for slot, text in enumerate(questions)]
     for number in (2, 0, 1):
-        answer(server, questions[number], f"answer {number}")
+        answer(server, {"question": questions[number], "answer": f"answer {number}"})
     entries = server.wait(ids)
     assert [result(entries[job_id]) for job_id in ids] == [f"answer {number} answer {number}" for number in range(3)]
 
 
-def answer(server: HostServer, question: str, text: str) -> None:
+def answer(server: HostServer, body: JSON, route: str = "answer") -> None:
     """Answer as soon as the job asks."""
-    deadline = time.monotonic() + 30
-    body = {"question": question, "answer": text}
-    while server.request("POST", "/test_packs/answer", body)[0] != 200:
-        assert time.monotonic() < deadline, f"no job asks {question}"
-        time.sleep(POLL_S)
+    asked = f"/test_packs/{route}"
+    eventually(lambda: server.request("POST", asked, body)[0] == 200, f"no job asks for {body}")
+
+
+def test_jobs_that_wait_for_answers_by_one_number_take_turns_and_hold_up_no_others(
+    server: HostServer, stock: HostServer
+) -> None:
+    ids = [server.submit(told("PackAsksByNumber", number=number))["prompt_id"] for number in range(3)]
+    assert result(server.run(plain(7))) == alone(stock, plain(7))
+    for number, job_id in enumerate(ids):
+        answer(server, {"number": "pack", "answer": f"answer {number}"}, "answer_by_number")
+        assert result(server.wait([job_id])[job_id]) == f"answer {number}"
 
 
 # What cannot be made safe runs alone.
@@ -306,4 +312,5 @@ def test_the_log_names_each_pack_what_was_found_and_what_is_done(server: HostSer
     assert "node pack stores_tiles: isolated, every slot has its own: batch (__init__.py:" in log
     assert "node pack flips_settings: jobs with such nodes run alone: torch.set_float32_matmul_precision (__ini" in log
     assert "node pack asks_people: one for all slots, as the server uses it too: waiting (__init__.py:" in log
+    assert "node pack asks_by_number: jobs with such nodes run one at a time, beside others: Answers.asking (__i" in log
     assert "node pack comfy_parallel_test_nodes: trusted" in log

@@ -50,6 +50,16 @@ class Callers:
         """The node classes whose methods get to a unit."""
         return frozenset(owner for (_, owner), reached in self._reaches.items() if place in reached)
 
+    def knows_node_id(self, node_class: str) -> bool:
+        """Whether a node is told its number in the workflow."""
+        for path, name in self.nodes:
+            if name == node_class:
+                tree = self._pack.files[path].classes[name]
+                texts = {leaf.value for leaf in ast.walk(tree) if isinstance(leaf, ast.Constant)}
+                names = {leaf.attr for leaf in ast.walk(tree) if isinstance(leaf, ast.Attribute)}
+                return "UNIQUE_ID" in texts or "unique_id" in names
+        return False
+
     def reach(self, roots: Iterable[Place], kind: str = "job") -> set[Place]:
         """The roots and all that they lead to."""
         found: set[Place] = set()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 PER_SLOT = "per slot"
 SHARED = "shared"
+IN_TURN = "in turn"  # One job at a time has such nodes of the pack, beside others.
 ALONE = "alone"
-TREATMENTS = (PER_SLOT, SHARED, ALONE)
+TREATMENTS = (PER_SLOT, SHARED, IN_TURN, ALONE)
 
 MODULE_STATE = "module state"  # a global name of the pack's that functions rebind or change
 CLASS_STATE = "class state"  # the same of a class attribute

@@ -6,7 +6,7 @@ import ast
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from comfy_parallel.isolation.packs.finding import (
     CLASS_STATE,
     DEVICE,
     HOST_WRITE,
+    IN_TURN,
     MODULE_STATE,
     PER_SLOT,
     SHARED,
@@ -63,7 +64,7 @@ class Look:
     def findings(self) -> Iterator[Finding]:
         """In no order."""
         for found in chain(self._state(), self._host_writes(), self._switches(), self._devices()):
-            if found.treatment == ALONE and not found.classes:
+            if found.treatment in (ALONE, IN_TURN) and not found.classes:
                 yield replace(found, treatment=SHARED, reason="no node's code leads here")
             else:
                 yield found
@@ -75,8 +76,9 @@ class Look:
     def shared(self) -> dict[str, set[str]]:
         """For each file, the names that must stay one."""
         found = self._treated(SHARED)
-        for path, names in self._treated(ALONE).items():
-            found[path] |= names
+        for treatment in (ALONE, IN_TURN):
+            for path, names in self._treated(treatment).items():
+                found[path] |= names
         return found
 
     @functools.cached_property
@@ -102,17 +104,19 @@ class Look:
             if thing.name.rpartition(".")[2] not in _REGISTERED and self._is_state(thing, made):
                 yield self._judge(thing, made)
 
-    def _job_changes(self) -> Iterator[tuple[Unit, Change]]:
+    def _job_units(self) -> Iterator[Unit]:
+        """The functions and methods that a job may run."""
         for unit in self._units:
             if unit.name != "<module>" and self._callers.is_of_job((unit.path, unit.name)):
-                yield from ((unit, change) for change in unit.changes)
+                yield unit
+
+    def _job_changes(self) -> Iterator[tuple[Unit, Change]]:
+        return ((unit, change) for unit in self._job_units() for change in unit.changes)
 
     def _assumed(self) -> Iterator[tuple[Thing, tuple[Unit, Change]]]:
         """Empty containers that only functions can fill, and objects whose own methods change them."""
         filled = {change.thing for unit in self._units if unit.name == "<module>" for change in unit.changes}
-        for unit in self._units:
-            if unit.name == "<module>" or not self._callers.is_of_job((unit.path, unit.name)):
-                continue
+        for unit in self._job_units():
             for thing in unit.touches - filled:
                 value = self._value(thing)
                 if _is_empty(value) or self._is_changing_object(thing, value):
@@ -131,7 +135,8 @@ class Look:
 
     def _judge(self, thing: Thing, made: list[tuple[Unit, Change]]) -> Finding:
         first = min((change for _, change in made), key=lambda change: (change.path, change.line))
-        treatment, reason = self._treatment(thing, [change for _, change in made])
+        users = [unit for unit in self._job_units() if thing in unit.touches]
+        treatment, reason = self._treatment(thing, [change for _, change in made], users)
         return Finding(
             kind=CLASS_STATE if thing.kind == "attribute" else MODULE_STATE,
             name=thing.name,
@@ -139,21 +144,26 @@ class Look:
             line=first.line,
             treatment=treatment,
             reason=reason,
-            classes=self._classes(unit for unit, _ in made),
+            classes=self._classes(users if treatment == IN_TURN else [unit for unit, _ in made]),
             defined_in=thing.path,
         )
 
-    def _treatment(self, thing: Thing, made: list[Change]) -> tuple[str, str]:
+    def _treatment(self, thing: Thing, made: list[Change], users: list[Unit]) -> tuple[str, str]:
         for (end, name), known in OVERRIDES.items():
             if name == thing.name and thing.path.endswith(end):
                 return known
-        if any(thing in unit.touches for unit in self._outside()):
-            if all(change.how == "key" or change.is_guarded for change in made):
-                return SHARED, "the server uses it too, entry by entry"
-            return ALONE, "the server uses it too, and a job replaces what another one put there"
+        exclusive = IN_TURN if all(map(self._node_classes, users)) else ALONE  # Else other jobs may touch it, too.
+        servers = [unit for unit in self._outside() if thing in unit.touches]
+        if servers:
+            if not all(change.how == "key" or change.is_guarded for change in made):
+                return exclusive, "the server uses it too, and a job replaces what another one put there"
+            is_answered = any(change.thing == thing for unit in servers for change in unit.changes)
+            if is_answered and any(self._callers.knows_node_id(name) for name in self._classes(users)):
+                return exclusive, "the server answers by a node's number, which two jobs may share"
+            return SHARED, "the server uses it too, entry by entry"
         if all(change.how == "rebind" for change in made) or self._can_be_copied(thing):
             return PER_SLOT, "only jobs use it"
-        return ALONE, "an object that cannot be copied for each slot"
+        return exclusive, "an object that cannot be copied for each slot"
 
     def _outside(self) -> Iterator[Unit]:
         return (unit for unit in self._units if (unit.path, unit.name) in self._callers.outside)
@@ -172,8 +182,11 @@ class Look:
             return file.attributes(owner).get(name) if owner in file.classes else None
         return file.values.get(name)
 
-    def _classes(self, made_by: Iterator[Unit]) -> frozenset[str]:
-        return frozenset().union(*(self._callers.classes_reaching((unit.path, unit.name)) for unit in made_by))
+    def _node_classes(self, unit: Unit) -> frozenset[str]:
+        return self._callers.classes_reaching((unit.path, unit.name))
+
+    def _classes(self, units: Iterable[Unit]) -> frozenset[str]:
+        return frozenset().union(*map(self._node_classes, units))
 
     def _host_writes(self) -> Iterator[Finding]:
         for unit, change in self._job_changes():
@@ -183,15 +196,13 @@ class Look:
                     yield self._at(kind, change.thing.name, unit, change.line, treatment, reason)
 
     def _switches(self) -> Iterator[Finding]:
-        for unit in self._units:
-            if unit.name != "<module>" and self._callers.is_of_job((unit.path, unit.name)):
-                for thing, call in unit.calls:
-                    if thing.kind == "outside" and thing.name in _SWITCH_CALLS:
-                        yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, "torch has one for all threads")
+        for unit in self._job_units():
+            for thing, call in unit.calls:
+                if thing.kind == "outside" and thing.name in _SWITCH_CALLS:
+                    yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, "torch has one for all threads")
 
     def _at(self, kind: str, name: str, unit: Unit, line: int, treatment: str, reason: str) -> Finding:
-        classes = self._callers.classes_reaching((unit.path, unit.name))
-        return Finding(kind, name, unit.path, line, treatment, reason, classes)
+        return Finding(kind, name, unit.path, line, treatment, reason, self._node_classes(unit))
 
     def _devices(self) -> Iterator[Finding]:
         for path, file in self.pack.files.items():

@@ -129,11 +129,13 @@ class _Walk(ast.NodeVisitor):
         """`if x is None: x = …` makes a thing on first use; so do `if key not in x` and an early return."""
         self.visit(node.test)
         named = [leaf for leaf in ast.walk(node.test) if isinstance(leaf, ast.Name | ast.Attribute)]
-        self._guards.append({leaf.id if isinstance(leaf, ast.Name) else leaf.attr for leaf in named})
+        names = {leaf.id if isinstance(leaf, ast.Name) else leaf.attr for leaf in named}
+        self._guards.append(names if _asks_for_absence(node.test) else set())
         for statement in node.body:
             self.visit(statement)
-        if not isinstance(node.body[-1], ast.Return | ast.Raise):
-            self._guards.pop()
+        self._guards.pop()
+        if isinstance(node.body[-1], ast.Return | ast.Raise):
+            self._guards.append(names)
         for statement in node.orelse:
             self.visit(statement)
 
@@ -280,6 +282,10 @@ class _Walk(ast.NodeVisitor):
             member.name.partition(".")[0]
         )
         return member if defined else None
+
+
+def _asks_for_absence(test: ast.expr) -> bool:
+    return any(isinstance(leaf, ast.Not | ast.Is | ast.NotIn) for leaf in ast.walk(test))
 
 
 def _is_route(decorator: ast.AST) -> bool:

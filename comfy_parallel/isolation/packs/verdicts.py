@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs.clashes import Clash
-from comfy_parallel.isolation.packs.finding import ALONE, TREATMENTS, Finding, pack_name
+from comfy_parallel.isolation.packs.finding import ALONE, IN_TURN, TREATMENTS, Finding, pack_name
 
 CLASH = "CLASH"
 _OURS = Path(__file__).resolve().parents[3]
@@ -28,10 +28,15 @@ class Verdict:
 
     def runs_alone(self, class_name: str) -> bool:
         """Whether a job with a node of this Python class must be the only one that runs."""
-        if self.mode != "auto":
-            return self.mode == "alone"
-        unsafe = [found for found in self.findings if found.treatment == ALONE]
-        return any(not found.classes or class_name in found.classes for found in unsafe)
+        return self.mode == "alone" or self._is(ALONE, class_name)
+
+    def runs_in_turn(self, class_name: str) -> bool:
+        """Whether only one job with such nodes of the pack runs at a time."""
+        return self._is(IN_TURN, class_name)
+
+    def _is(self, treatment: str, class_name: str) -> bool:
+        found = [one for one in self.findings if one.treatment == treatment and self.mode == "auto"]
+        return any(not one.classes or class_name in one.classes for one in found)
 
     def lines(self) -> Iterator[str]:
         """One sentence for each treatment and each clash."""
@@ -51,6 +56,7 @@ class Verdict:
 _MEANING = {
     "per slot": "isolated, every slot has its own",
     "shared": "one for all slots, as the server uses it too",
+    IN_TURN: "jobs with such nodes run one at a time, beside others",
     ALONE: "jobs with such nodes run alone",
 }
 
@@ -69,15 +75,27 @@ def verdicts(
 
 def classes_alone(node_classes: Mapping[str, type], known: Iterable[Verdict], modes: PackModes) -> dict[str, str]:
     """For each class type whose jobs run alone, its pack's name."""
+    return _classes(node_classes, known, modes, Verdict.runs_alone)
+
+
+def classes_in_turn(node_classes: Mapping[str, type], known: Iterable[Verdict], modes: PackModes) -> dict[str, str]:
+    """For each class type of which only one job of its pack runs at a time, that pack's name."""
+    return _classes(node_classes, known, modes, Verdict.runs_in_turn)
+
+
+def _classes(
+    node_classes: Mapping[str, type],
+    known: Iterable[Verdict],
+    modes: PackModes,
+    says: Callable[[Verdict, str], bool],
+) -> dict[str, str]:
     by_name = {verdict.name: verdict for verdict in known}
-    alone: dict[str, str] = {}
+    found: dict[str, str] = {}
     for class_type, node_class in node_classes.items():
         name = pack_of(node_class)
-        if name is not None:
-            verdict = by_name.get(name) or Verdict(name, modes.of(name))
-            if verdict.runs_alone(node_class.__name__):
-                alone[class_type] = name
-    return alone
+        if name is not None and says(by_name.get(name) or Verdict(name, modes.of(name)), node_class.__name__):
+            found[class_type] = name
+    return found
 
 
 def packs_in(folder: Path) -> list[Path]:
@@ -101,12 +119,18 @@ def not_there(installed: Iterable[Path], modes: PackModes) -> list[str]:
 def by_classes(alone: Collection[str]) -> Callable[[Any], bool]:
     """Whether a workflow has a node of one of these class types."""
     wanted = frozenset(alone)
+    return lambda workflow: not wanted.isdisjoint(_class_types(workflow))
 
-    def runs_alone(workflow: Any) -> bool:
-        nodes = workflow.values() if isinstance(workflow, dict) else ()
-        return any(isinstance(made, dict) and made.get("class_type") in wanted for made in nodes)
 
-    return runs_alone
+def turns_of(in_turn: Mapping[str, str]) -> Callable[[Any], frozenset[str]]:
+    """The packs of the nodes of these class types that a workflow has."""
+    return lambda workflow: frozenset(in_turn[name] for name in _class_types(workflow) if name in in_turn)
+
+
+def _class_types(workflow: Any) -> list[str]:
+    nodes = workflow.values() if isinstance(workflow, dict) else ()
+    found = [made.get("class_type") for made in nodes if isinstance(made, dict)]
+    return [name for name in found if isinstance(name, str)]
 
 
 def pack_of(node_class: Any) -> str | None:

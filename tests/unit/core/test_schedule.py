@@ -24,6 +24,7 @@ class Job:
     client_id: Any = "client"
     target: int | None = None
     is_alone: bool = False
+    turns: frozenset[str] = frozenset()
     most_at_once: int | None = None
     models: frozenset[str] = frozenset()
     standing: Any = 0
@@ -131,6 +132,19 @@ def test_it_is_quick_although_ten_thousand_jobs_wait_for_a_busy_slot() -> None:
     for _ in range(10):
         assert start(jobs, busy) is None
     assert (time.thread_time() - began) / 10 < 0.1
+
+
+# Jobs that take turns.
+
+
+def test_jobs_that_need_the_same_for_themselves_run_one_at_a_time_beside_others() -> None:
+    one, other, plain = (
+        Job(n, prompt_id=str(n), turns=turns) for n, turns in enumerate(map(frozenset, ("a", "b", "")))
+    )
+    way = UnderWay(("other",), ("other",), frozenset("a"))
+    assert slot_for(one, slots(S.IDLE, S.RUNNING), way) is None
+    assert [slot_for(job, slots(S.IDLE, S.RUNNING), way).index for job in (other, plain)] == [0, 0]  # type: ignore[union-attr]
+    assert slot_for(one, slots(S.IDLE, S.RUNNING), UnderWay(("other",), ("other",))).index == 0  # type: ignore[union-attr]
 
 
 # Jobs that run alone.

@@ -15,7 +15,7 @@ from comfy_parallel.slots.items import when_to_run_alone
 from comfy_parallel.slots.slot import current_slot, entered
 from tests.fakes import host_item, in_thread, make_front, succeeded, take
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(120)
 
 UNSAFE, SAFE = {"class_type": "Unsafe"}, {"class_type": "Safe"}
 

@@ -14,7 +14,7 @@ import pytest
 from comfy_parallel.core.scope import AUTO, Scope, scoped
 from comfy_parallel.core.states import SlotState
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.slots.items import QueueItem, when_to_run_alone
+from comfy_parallel.slots.items import QueueItem, when_to_run_alone, who_takes_turns
 from comfy_parallel.slots.slot import Run, entered, interrupt_job
 from tests.fakes import (
     OlderPromptQueue,
@@ -32,6 +32,7 @@ from tests.fakes import (
 pytestmark = pytest.mark.timeout(120)
 
 SOON_S = 60.0
+TURN = {"1": {"class_type": "Chooser"}}
 
 
 def put(front: Any, *prompt_ids: str, target: int | str | None = AUTO, number: float = 0, **extra: Any) -> None:
@@ -847,3 +848,19 @@ def test_a_job_that_runs_alone_waits_for_the_others_and_the_next_ones_for_it(fro
     assert take(second) is None
     first.task_done(item_id, {}, status=succeeded())
     assert take(first) == "c"
+
+
+def test_jobs_that_take_turns_run_one_after_the_other_and_are_overtaken_by_others(front: Any) -> None:
+    who_takes_turns(lambda workflow: frozenset(("pack",)) if workflow is TURN else frozenset())
+    try:
+        first, second = front.slot_queues[:2]
+        for prompt_id, workflow in (("one", TURN), ("two", TURN), ("plain", {})):
+            item = host_item(prompt_id)
+            front.put((*item[:2], workflow, *item[3:]))
+        taken = first.get(timeout=0)
+        assert (taken[0][1], run_next(second)) == ("one", "plain")
+        assert take(second) is None
+        first.task_done(taken[1], {"outputs": {}}, status=succeeded())
+        assert take(second) == "two"
+    finally:
+        who_takes_turns(None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_parallel.isolation.packs.finding import ALONE, PER_SLOT, SHARED
+from comfy_parallel.isolation.packs.finding import ALONE, IN_TURN, PER_SLOT, SHARED
 from comfy_parallel.isolation.packs.findings import findings
 
 NODE = """
@@ -85,9 +85,44 @@ def test_entries_that_a_route_answers_stay_one(tmp_path: Path) -> None:
     assert treatments(tmp_path, text) == {"waiting": SHARED}
 
 
-def test_a_value_that_a_route_reads_and_jobs_replace_lets_the_jobs_run_alone(tmp_path: Path) -> None:
-    text = ROUTE + "\ndef work(node, key, value):\n    global waiting\n    waiting = value"
+ASKS = """
+class Asks:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"hidden": {"id": "HIDDEN"}}
+    def run(self, id):
+        CHANGE
+"""
+
+
+def asks(change: str, hidden: str = "PROMPT") -> str:
+    return ASKS.replace("HIDDEN", hidden).replace("CHANGE", change.replace("\n", "\n        "))
+
+
+def test_a_value_that_a_route_reads_and_jobs_replace_is_one_job_s_at_a_time(tmp_path: Path) -> None:
+    text = ROUTE + asks("global waiting\nwaiting = id")
+    assert treatments(tmp_path, text) == {"waiting": IN_TURN}
+    assert findings(tmp_path)[0].classes == {"Asks"}
+
+
+def test_such_a_value_that_no_node_s_code_uses_lets_the_jobs_run_alone(tmp_path: Path) -> None:
+    """Whoever calls that function may do so in any job."""
+    hooked = "\ndef hook(x):\n    return waiting\nimport nodes\nnodes.hooked = hook"
+    text = ROUTE + asks("global waiting\nwaiting = id") + hooked
     assert treatments(tmp_path, text) == {"waiting": ALONE}
+
+
+def test_answers_by_a_node_s_number_are_one_job_s_at_a_time(tmp_path: Path) -> None:
+    """Two jobs of one workflow have the same numbers."""
+    text = "waiting = {}\n" + ROUTE + asks("return waiting.pop(id)", "UNIQUE_ID")
+    assert treatments(tmp_path, text) == {"waiting": IN_TURN}
+    text = "waiting = {}\n" + ROUTE + asks("return waiting.pop(id)")
+    assert treatments(tmp_path, text) == {"waiting": SHARED}
+
+
+def test_a_flag_that_a_job_takes_back_is_not_made_once(tmp_path: Path) -> None:
+    for take_back in ("if waiting:\n    waiting = False", "if waiting:\n    waiting = False\n    raise ValueError"):
+        assert treatments(tmp_path, ROUTE + asks(f"global waiting\n{take_back}")) == {"waiting": IN_TURN}
 
 
 def test_a_set_that_a_route_uses_entry_by_entry_stays_one(tmp_path: Path) -> None:

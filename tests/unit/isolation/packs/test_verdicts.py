@@ -8,8 +8,16 @@ import pytest
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs.clashes import Clash
-from comfy_parallel.isolation.packs.finding import ALONE, HOST_WRITE, MODULE_STATE, PER_SLOT, SHARED, Finding
-from comfy_parallel.isolation.packs.verdicts import Verdict, by_classes, classes_alone, pack_of, verdicts
+from comfy_parallel.isolation.packs.finding import ALONE, HOST_WRITE, IN_TURN, MODULE_STATE, PER_SLOT, SHARED, Finding
+from comfy_parallel.isolation.packs.verdicts import (
+    Verdict,
+    by_classes,
+    classes_alone,
+    classes_in_turn,
+    pack_of,
+    turns_of,
+    verdicts,
+)
 
 UNSAFE = Finding(HOST_WRITE, "torch.backends.flag", "a.py", 3, ALONE, classes=frozenset({"Flips"}))
 SAFE = Finding(MODULE_STATE, "store", "b.py", 7, PER_SLOT, classes=frozenset({"Stores"}))
@@ -31,6 +39,18 @@ def alone(modes: PackModes, *found: Finding) -> dict[str, str]:
 
 def test_only_classes_that_reach_what_is_unsafe_run_alone() -> None:
     assert alone(PackModes(), UNSAFE, SAFE, ASKED) == {"Flips it": "my_pack"}
+
+
+def test_classes_that_one_job_at_a_time_may_have_are_told_with_their_packs() -> None:
+    waits = Finding(MODULE_STATE, "answer", "b.py", 9, IN_TURN, classes=frozenset({"Stores", "Other"}))
+    known = verdicts({PACK: [waits, UNSAFE]}, {}, PackModes())
+    in_turn = classes_in_turn(NODES, known, PackModes())
+    assert in_turn == {"Stores it": "my_pack"}
+    workflow = {"1": {"class_type": "Stores it"}, "2": {"class_type": "Other"}, "3": {"class_type": []}, "4": None}
+    assert turns_of(in_turn)(workflow) == {"my_pack"}
+    assert turns_of(in_turn)({"2": workflow["2"]}) == turns_of(in_turn)([]) == frozenset()
+    for mode in ("trust", "alone"):
+        assert classes_in_turn(NODES, verdicts({PACK: [waits]}, {}, PackModes(mode)), PackModes(mode)) == {}
 
 
 def test_all_of_a_pack_run_alone_when_it_cannot_be_told_which_reach_it() -> None:
