@@ -2,9 +2,9 @@
 
     python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…] [--skip-cost]
 
-PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py has workflows for many that are
-widely used, and those whose pack is missing or does not load are left out. Run it by a Python that has what the packs
-need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each kind at once with a plain one,
+PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py and pack_patch_workflows.py have
+workflows for many that are widely used, and those whose pack is missing or does not load are left out. Run it by a
+Python that has what the packs need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each kind at once with a plain one,
 --jobs mixed jobs in random order, and plain jobs on every slot. Last, what plain jobs cost with the packs installed:
 COMFY_PARALLEL_PACKS=auto against trust, in turns.
 """
@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pack_patch_workflows import MORE
 from pack_workflows import IMAGES, KINDS, Kind, plain
 
 from tests.host.models import cached_shapes
@@ -46,7 +47,7 @@ def main() -> int:
         hosts = Hosts(options.comfyui, Path(made), packs)
         kinds = [
             kind
-            for kind in KINDS
+            for kind in (*KINDS, *MORE)
             if not options.only or any(word in f"{kind.pack} {kind.name}" for word in options.only)
         ]
         jobs = [(kind, number) for kind in kinds for number in (1, 2)]

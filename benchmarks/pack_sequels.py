@@ -1,0 +1,191 @@
+"""Jobs of real node packs that do not end with themselves: videos made in several jobs, and choices left to a person.
+
+    python benchmarks/pack_sequels.py COMFYUI_DIR PACKS_DIR
+
+PACKS_DIR holds ComfyUI-VideoHelperSuite, cg-image-picker and cg-image-filter (what is missing is left out), and the
+Python that runs this has imageio-ffmpeg and OpenCV. On two CPU slots: eight H.264 videos without the picture that
+reserves their number; two videos made by the batch manager, at the same time and with the same node numbers; two
+choosers of each kind. Frames and pictures are compared with those of the same jobs on stock ComfyUI, one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from packs import Hosts
+
+from tests.host.jobs import await_idle
+from tests.host.server import POLL_S, HostServer
+from tests.host.workflows import Workflow, node
+
+FRAMES, PER_BATCH, SIZE, RATE = 24, 5, 64, 8
+LIMIT_S = 120
+Answer = Callable[[HostServer], bool]
+
+
+def main() -> int:
+    comfyui, packs_dir = map(Path, sys.argv[1:3])
+    names = ("ComfyUI-VideoHelperSuite", "cg-image-picker", "cg-image-filter")
+    with tempfile.TemporaryDirectory() as made:
+        hosts = Hosts(comfyui, Path(made), [packs_dir / name for name in names if (packs_dir / name).is_dir()])
+        expected = run(hosts, slots=None)
+        seen = run(hosts, slots=2)
+    wrong = {name for name in expected if seen.get(name) != expected[name]}
+    for name, value in expected.items():
+        print(f"{name:24} {value:40} {'differs: ' + str(seen.get(name)) if name in wrong else 'stock'}")
+    return 1 if wrong else 0
+
+
+def run(hosts: Hosts, slots: int | None) -> dict[str, str]:
+    """What each job made; all of a kind at once where there are slots."""
+    server = hosts.start(slots)
+    make_video(server.base_dir / "input" / "in.mp4")
+    with server:
+        known = server.request("GET", "/object_info")[1]
+        found = videos(server, slots, [video(n) for n in range(8)], "video")
+        found |= videos(server, slots, [batches(n) for n in range(2)], "batches")
+        for kind, make, answer in ((PICKER, picked, pick), (FILTER, filtered, choose)):
+            if kind in known:
+                found |= choices(server, slots, kind, make, answer)
+            else:
+                print(f"{kind}: not loaded")
+    return found
+
+
+def videos(server: HostServer, slots: int | None, workflows: list[Workflow], prefix: str) -> dict[str, str]:
+    """The frames of each video, by the job's number."""
+    for number, workflow in enumerate(workflows):
+        server.submit(workflow, None if slots is None else number % slots)
+        if slots is None:
+            await_idle(server)
+    await_idle(server)
+    files = {number: sorted((server.base_dir / "output").glob(f"{prefix}{number}_*.mp4")) for number in range(8)}
+    return {f"{prefix} {number}": " ".join(map(frames, files[number])) or "no file" for number in range(len(workflows))}
+
+
+def choices(
+    server: HostServer, slots: int | None, kind: str, make: Callable[[int], Workflow], answer: Callable[[int], Answer]
+) -> dict[str, str]:
+    """What is saved of the pictures that were chosen, by the job's number."""
+    ids: list[str] = []
+    for number in range(2):
+        ids.append(server.submit(make(number), None if slots is None else number)["prompt_id"])
+        if slots is None:
+            answer_until_done(server, ids[number], answer(number))
+    for number, job_id in enumerate(ids):
+        answer_until_done(server, job_id, answer(number))
+    files = [sorted((server.base_dir / "output").glob(f"{kind.replace(' ', '')}{number}_*.png")) for number in range(2)]
+    return {
+        f"{kind} {number}": " ".join(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) or "no file"
+        for number, paths in enumerate(files)
+    }
+
+
+def answer_until_done(server: HostServer, job_id: str, answer: Answer) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not server.request("GET", f"/history/{job_id}")[1]:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"nobody took the answer for {job_id}")
+        answer(server)
+        time.sleep(5 * POLL_S)
+
+
+def video(n: int) -> Workflow:
+    """A video without the picture that reserves its number; all eight want the same number of another prefix."""
+    return {
+        "image": node("EmptyImage", width=SIZE, height=SIZE, batch_size=FRAMES, color=n * 0x1F1F1F),
+        "save": combined(["image", 0], f"video{n}"),
+    }
+
+
+def batches(n: int) -> Workflow:
+    """The input video, turned for odd jobs, a few frames in each job."""
+    load = {"force_rate": 0, "custom_width": 0, "custom_height": 0, "frame_load_cap": 0, "skip_first_frames": 0}
+    return {
+        "batch": node("VHS_BatchManager", frames_per_batch=PER_BATCH + n),
+        "load": node("VHS_LoadVideo", video="in.mp4", select_every_nth=1, meta_batch=["batch", 0], **load),
+        "flip": node(
+            "ImageScale", image=["load", 0], upscale_method="area", width=SIZE >> n, height=SIZE, crop="disabled"
+        ),
+        "save": combined(["flip", 0], f"batches{n}", meta_batch=["batch", 0]),
+    }
+
+
+def combined(images: list[object], prefix: str, **inputs: object) -> dict[str, object]:
+    save = {"frame_rate": float(RATE), "loop_count": 0, "pingpong": False, "save_output": True}
+    encoder = {"pix_fmt": "yuv420p", "crf": 19, "save_metadata": False, "trim_to_audio": False}
+    made = {"images": images, "filename_prefix": prefix, "format": "video/h264-mp4", **save, **encoder, **inputs}
+    return node("VHS_VideoCombine", **made)
+
+
+PICKER, FILTER = "Preview Chooser", "Image Filter"
+
+
+def chosen(n: int, kind: str, **chooser: object) -> Workflow:
+    """Two pictures to choose from, the same numbers of nodes in each job."""
+    dark, light = (
+        node("EmptyImage", width=16, height=16, batch_size=1, color=colour << 8 * n) for colour in (0x40, 0xC0)
+    )
+    return {
+        "1": dark,
+        "2": light,
+        "3": node("ImageBatch", image1=["1", 0], image2=["2", 0]),
+        "4": node(kind, images=["3", 0], **chooser),
+        "5": node("SaveImage", images=["4", 0], filename_prefix=f"{kind.replace(' ', '')}{n}"),
+    }
+
+
+def picked(n: int) -> Workflow:
+    return chosen(n, PICKER, mode="Always pause", count=1)
+
+
+def pick(n: int) -> Answer:
+    return lambda server: post(server, "/image_chooser_message", id="4", message=str(n))
+
+
+def filtered(n: int) -> Workflow:
+    return chosen(n, FILTER, timeout=60, ontimeout="send none", graph_id=f"graph{n}", pick_list="", pick_list_start=0)
+
+
+def choose(n: int) -> Answer:
+    response = f'{{"graph_id": "graph{n}", "selection": ["{n}"]}}'
+    return lambda server: post(server, "/cg-image-filter-message", response=response)
+
+
+def post(server: HostServer, path: str, **fields: str) -> bool:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    return server.request("POST", path, data=urllib.parse.urlencode(fields).encode(), headers=headers)[0] == 200
+
+
+def ffmpeg() -> str:
+    import imageio_ffmpeg
+
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def make_video(path: Path) -> None:
+    source = f"testsrc=size={SIZE}x{SIZE}:rate={RATE}:duration={FRAMES // RATE}"
+    subprocess.run([ffmpeg(), "-v", "error", "-f", "lavfi", "-i", source, str(path)], check=True)
+
+
+def frames(path: Path) -> str:
+    """The number of frames of a video and a hash of them."""
+    command = [ffmpeg(), "-v", "error", "-i", str(path), "-f", "framemd5", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    if done.returncode or not rows:
+        return f"unreadable: {done.stderr.strip()[:80]}"
+    return f"{len(rows)} frames {hashlib.md5(chr(10).join(rows).encode()).hexdigest()[:12]}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
