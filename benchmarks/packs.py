@@ -4,9 +4,9 @@
 
 PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py and pack_patch_workflows.py have
 workflows for many that are widely used, and those whose pack is missing or does not load are left out. Run it by a
-Python that has what the packs need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each kind at once with a plain one,
---jobs mixed jobs in random order, and plain jobs on every slot. Last, what plain jobs cost with the packs installed:
-COMFY_PARALLEL_PACKS=auto against trust, in turns.
+Python that has what the packs need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each
+kind at once with a plain one, --jobs mixed jobs in random order, and plain jobs on every slot. Last, what plain jobs
+cost with the packs installed: COMFY_PARALLEL_PACKS=auto against trust, in turns.
 """
 
 from __future__ import annotations
