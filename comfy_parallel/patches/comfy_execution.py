@@ -10,6 +10,7 @@ from typing import Any
 from comfy_parallel.core import limits
 from comfy_parallel.host import facts
 from comfy_parallel.isolation import save_numbers
+from comfy_parallel.isolation.packs import providers
 from comfy_parallel.isolation.slot_globals import SlotGlobals
 from comfy_parallel.patching.engine import Patch
 from comfy_parallel.slots import alone
@@ -134,6 +135,13 @@ PATCHES: tuple[Patch, ...] = (
         why="A job that makes ever more nodes holds the interpreter, and with it all slots; one that makes a node which"
         " is unsafe beside others must not run beside them.",
         until="the host bounds a job's nodes, and every node is safe for threads",
+    ),
+    Patch(
+        target="comfy_execution.cache_provider:_get_cache_providers",
+        wrap=providers.per_slot,
+        optional=True,
+        why="A provider that notes which job runs would note another slot's.",
+        until="the host tells a provider with each call which job it is for",
     ),
     Patch(
         target="folder_paths:get_save_image_path",

@@ -227,6 +227,24 @@ def test_settings_that_a_job_flips_do_not_reach_other_slots(server: HostServer, 
     check_pairs(server, stock, "PackFlips", {"kind": kind, "on": True}, {"kind": kind, "on": False})
 
 
+# What newer hosts have of the kind.
+
+
+def test_a_cache_provider_knows_the_own_job(server: HostServer, stock: HostServer) -> None:
+    if "PackTellsJob" not in server.request("GET", "/object_info")[1]:
+        pytest.skip("this ComfyUI has no cache providers")
+    check_pairs(server, stock, "PackTellsJob", {"number": 1}, {"number": 2})
+
+
+def test_a_graphics_context_is_one_per_slot(server: HostServer) -> None:
+    """The nodes that use it need a graphics library; what is done about them is told by their source."""
+    if not (server.host_dir / "comfy_extras" / "nodes_glsl.py").exists():
+        pytest.skip("this ComfyUI has no GLSL nodes")
+    told_by = [line for line in server.log().splitlines() if "node pack nodes_glsl: isolated" in line]
+    assert len(told_by) == 1
+    assert {"GLContext._instance", "GLContext._initialized"} <= set(told_by[0].split())
+
+
 # What a node shares with a route of the server must stay one.
 
 
