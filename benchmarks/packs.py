@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import statistics
 import sys
@@ -233,21 +234,31 @@ def report(jobs: list[Job], seen: list[str], expected: dict[Job, str]) -> list[s
 
 
 def report_cost(hosts: Hosts) -> None:
-    """Print plain jobs' throughput with the packs installed, isolated against trusted."""
+    """Print plain jobs' throughput and processor time with the packs installed, isolated against trusted."""
     rates: dict[str, list[float]] = {"trust": [], "auto": []}
+    times: dict[str, list[float]] = {"trust": [], "auto": []}
     servers = {mode: hosts.start(2, COMFY_PARALLEL_PACKS=mode) for mode in rates}
     with servers["trust"], servers["auto"]:
         for number in range(ROUNDS + 1):  # the first round loads the models
-            for mode, server in servers.items():
-                started = time.monotonic()
-                outcomes(server, [(plain(10_000 + number * JOBS_PER_ROUND + n), None) for n in range(JOBS_PER_ROUND)])
+            for mode in sorted(servers, reverse=bool(number % 2)):
+                started, worked = time.monotonic(), processor_time_s(servers[mode])
+                jobs = [(plain(10_000 + number * JOBS_PER_ROUND + n), None) for n in range(JOBS_PER_ROUND)]
+                outcomes(servers[mode], jobs)
                 rates[mode].append(JOBS_PER_ROUND / (time.monotonic() - started))
-    medians = {mode: statistics.median(seen[1:]) for mode, seen in rates.items()}
-    ratio = medians["auto"] / medians["trust"]
+                times[mode].append((processor_time_s(servers[mode]) - worked) / JOBS_PER_ROUND)
+    rate, work = ({mode: statistics.median(seen[1:]) for mode, seen in kept.items()} for kept in (rates, times))
     print(
-        f"\nplain jobs with {len(hosts.packs)} packs installed: {medians['auto']:.2f} jobs/s isolated,"
-        f" {medians['trust']:.2f} trusted, {ratio:.3f} (medians of {ROUNDS} rounds of {JOBS_PER_ROUND})"
+        f"\nplain jobs with {len(hosts.packs)} packs installed: {rate['auto']:.2f} jobs/s isolated,"
+        f" {rate['trust']:.2f} trusted, {rate['auto'] / rate['trust']:.3f}; {work['auto'] * 1000:.1f} ms of processor"
+        f" time each, {work['trust'] * 1000:.1f} trusted, {work['trust'] / work['auto']:.3f}"
+        f" (medians of {ROUNDS} rounds of {JOBS_PER_ROUND})"
     )
+
+
+def processor_time_s(server: HostServer) -> float:
+    """What all threads of the host have worked so far."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class PackExpands:
 
     def work(self, number, deep):
         graph = GraphBuilder()
-        made = graph.node("PackExpands", number=number) if deep else graph.node("PackSwitches", number=number)
+        made = graph.node("PackExpands", number=number, deep=False) if deep else graph.node("PackSwitches", number=number)
         return {"result": (made.out(0),), "expand": graph.finalize()}
 
 
