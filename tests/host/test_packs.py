@@ -298,14 +298,12 @@ def test_a_node_that_another_one_made_runs_alone_as_well(server: HostServer) -> 
         later_id = server.submit(quick(2), 2)["prompt_id"]
     entries = server.wait([*ids, later_id])
     assert [result(entries[job_id]) for job_id in ids] == [True, True]
-    first, second = sorted(map(ended_at, (entries[job_id] for job_id in ids)))
-    assert second - first >= 250, "one after the other"
-    assert second <= started_at(entries[later_id])
+    assert all(ended_at(entries[job_id]) <= started_at(entries[later_id]) for job_id in ids)
 
 
 def test_a_job_that_rests_can_be_interrupted(server: HostServer) -> None:
     with held(server, 2):
-        job_id = server.submit(told("PackExpands", number=3), 0)["prompt_id"]
+        job_id = server.submit(told("PackExpands", number=3, deep=False), 0)["prompt_id"]
         eventually(lambda: waiting_to_run_alone(server) == [job_id], "it rests")
         interrupt(server, job_id)
         assert outcome(server.wait([job_id])[job_id]) == "interrupted"
