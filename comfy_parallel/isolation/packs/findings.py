@@ -157,7 +157,8 @@ class Look:
         if servers:
             if not all(change.how == "key" or change.is_guarded for change in made):
                 return exclusive, "the server uses it too, and a job replaces what another one put there"
-            is_answered = any(change.thing == thing for unit in servers for change in unit.changes)
+            answers = [unit for unit in servers if (unit.path, unit.name) not in self._callers.job]
+            is_answered = any(change.thing == thing for unit in answers for change in unit.changes)
             if is_answered and any(self._callers.knows_node_id(name) for name in self._classes(users)):
                 return exclusive, "the server answers by a node's number, which two jobs may share"
             return SHARED, "the server uses it too, entry by entry"

@@ -120,6 +120,12 @@ def test_answers_by_a_node_s_number_are_one_job_s_at_a_time(tmp_path: Path) -> N
     assert treatments(tmp_path, text) == {"waiting": SHARED}
 
 
+def test_what_jobs_and_the_server_note_by_the_same_function_is_no_answer(tmp_path: Path) -> None:
+    note = "def note(text):\n    seen[text] = True\n"
+    text = "seen = {}\n" + note + ROUTE.replace("waiting[request.id] = True", "note(1)") + asks("note(id)", "UNIQUE_ID")
+    assert treatments(tmp_path, text) == {"seen": SHARED}
+
+
 def test_a_flag_that_a_job_takes_back_is_not_made_once(tmp_path: Path) -> None:
     for take_back in ("if waiting:\n    waiting = False", "if waiting:\n    waiting = False\n    raise ValueError"):
         assert treatments(tmp_path, ROUTE + asks(f"global waiting\n{take_back}")) == {"waiting": IN_TURN}
