@@ -17,10 +17,6 @@ from comfy_parallel.slots.slot import Slot, SlotLocal, current_slot, is_shared, 
 logger = logging.getLogger(__name__)
 
 _BY_USER = "switched off: COMFY_PARALLEL_GRAPHS is off; set it to auto"
-_ON_ONE_GPU = (
-    "several slots share this GPU, where two that record at once failed a test; "
-    "set COMFY_PARALLEL_SLOTS_PER_GPU to 1, or name each GPU once in COMFY_PARALLEL_DEVICES"
-)
 _off: str | None = _BY_USER  # why no slot records steps
 _steppers: SlotLocal[Stepper | None] = SlotLocal(lambda: _make(current_slot()))
 _between_steps: SlotLocal[list[bool]] = SlotLocal(lambda: [False])
@@ -66,8 +62,7 @@ def of_step() -> Stepper | None:
 
 def why_off(slot: Slot) -> str | None:
     """Why all steps of a slot run eagerly, and what would help; None where they are recorded."""
-    on_one_gpu = _ON_ONE_GPU if slot.device.startswith("cuda") and is_shared(slot) else None
-    return _off or why_not(slot.device) or on_one_gpu
+    return _off or why_not(slot.device)
 
 
 def tell() -> None:

@@ -16,6 +16,7 @@ Function = Callable[[list[Any]], Any]
 
 class Recorder:
     """Makes the recordings of one slot. They share a memory pool, which is given back when the last of them goes.
+    After one that failed the next begin another pool.
 
     Several slots may compute on one device: each has a pool and a stream to record on, they record in turns
     (`slots/gates.py`), and replays run on the stream that all of them compute on anyway, the device's default one.
@@ -24,6 +25,7 @@ class Recorder:
     def __init__(self, device: Any) -> None:
         self._device = device
         self._recordings: WeakSet[Recording] = WeakSet()
+        self._in_pool: WeakSet[Recording] = WeakSet()
         self._pool: Any = None
         self._pool_bytes = 0
         self._stream: Any = None
@@ -37,6 +39,8 @@ class Recorder:
         """A recording of `forward`, a function of tensors that returns one; it waits for nothing.
 
         It holds the addresses of what it read, so whoever keeps it sees to it that these tensors stay where they are.
+        The calling thread has run `forward` before: libraries make what they need (cuBLAS its handle) when they are
+        first used by a thread, and cannot while that records.
 
         Args:
             buffers: tensors on the device, from now on the recording's own.
@@ -56,11 +60,13 @@ class Recorder:
                     output = _captured(graph, forward, buffers, self._pool)
             except BaseException:
                 self._stream = None  # It may be in any state.
+                self._in_pool = WeakSet()  # torch may go on as if this pool's recording lasted.
                 raise
             torch.cuda.current_stream().wait_stream(self._stream)
             self._pool_bytes += max(0, torch.cuda.memory_reserved() - before)
         recording = Recording(graph, buffers, output)
         self._recordings.add(recording)
+        self._in_pool.add(recording)
         return recording
 
     def wait(self) -> None:
@@ -78,8 +84,9 @@ class Recorder:
             # torch hands out 32 streams of each priority in turns: what others do on one of ours would be recorded.
             # Next to nobody asks for this priority; kernels do the same with any.
             self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-        if not len(self._recordings):  # torch refuses a pool whose graphs have all gone
+        if not len(self._in_pool):  # torch refuses a pool whose graphs have all gone
             self._pool = torch.cuda.graph_pool_handle()
+        if not len(self._recordings):
             self._pool_bytes = 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from tests.gpu.conftest import MakeGpuServer
 from tests.gpu.test_graphs import Servers, difference, side_by_side
 from tests.host.graph_cases import Case, Steps, flux, lora, other_model, run_case, sd15, sdxl
 from tests.host.jobs import interrupt, outcome
-from tests.host.server import POLL_S
+from tests.host.server import POLL_S, HostServer
+from tests.host.shapes import FLUX
 from tests.host.workflows import Workflow, node
 
 pytestmark = [pytest.mark.gpu, pytest.mark.host, pytest.mark.timeout(300)]
@@ -23,12 +26,18 @@ GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def servers(make_gpu_server: MakeGpuServer, host_dir: Path) -> Servers:
+    return eager_and_graphs(make_gpu_server, host_dir)
+
+
+def eager_and_graphs(make_gpu_server: MakeGpuServer, host_dir: Path, *args: str) -> Servers:
     if "class ModelPatcherDynamic" not in (host_dir / "comfy" / "model_patcher.py").read_text():
         pytest.skip("this host has no dynamic VRAM")
+
+    def make(mode: str) -> HostServer:
+        return make_gpu_server(slots="cuda:0", env={"COMFY_PARALLEL_GRAPHS": mode}, args=args)
+
     with ThreadPoolExecutor(2) as pool:
-        eager, graphs = pool.map(
-            lambda mode: make_gpu_server(slots="cuda:0", env={"COMFY_PARALLEL_GRAPHS": mode}), ("off", "auto")
-        )
+        eager, graphs = pool.map(make, ("off", "auto"))
     assert "DynamicVRAM support detected and enabled" in graphs.log()
     return Servers(eager, eager, graphs)
 
@@ -74,6 +83,67 @@ def test_steps_under_dynamic_vram_are_stocks(case: Case, servers: Servers) -> No
     assert seen.replays > 0
     if "evicted" in case.name:
         assert seen.captures >= 3, "an eviction went unnoticed"
+
+
+@pytest.fixture(scope="module")
+def resizing_lora(gpu_models: Path) -> str:
+    """The name of a LoRA that gives Flux's first layer twice as many inputs, as those for depth and canny do."""
+    import torch
+    from safetensors.torch import save_file
+
+    size, wide, rank = FLUX["hidden_size"], 2 * FLUX["in_channels"] * FLUX["patch_size"] ** 2, 4
+    layer = "diffusion_model.img_in"
+    weights = {
+        f"{layer}.lora_up.weight": torch.full((size, rank), 0.01),
+        f"{layer}.lora_down.weight": torch.full((rank, wide), 0.02),
+        f"{layer}.reshape_weight": torch.tensor([size, wide]),
+    }
+    save_file(weights, gpu_models / "loras" / "resizing.safetensors")
+    return "resizing.safetensors"
+
+
+def test_a_lora_that_resizes_a_layer(servers: Servers, resizing_lora: str) -> None:
+    def resized(seed: int) -> Workflow:
+        workflow = flux(seed)
+        workflow["lora"] = node("LoraLoaderModelOnly", model=["unet", 0], lora_name=resizing_lora, strength_model=1.0)
+        workflow["shift"]["inputs"]["model"] = ["lora", 0]
+        return workflow
+
+    case = Case("a LoRA that resizes a layer", (flux(380), resized(381), resized(382), flux(383), resized(384)))
+    before = Steps.of(servers.graphs, 0)
+    expected, found = side_by_side((run_case, servers.eager, case, 0), (run_case, servers.graphs, case, 0))
+    assert difference(expected, found) == ""
+    assert Steps.of(servers.graphs, 0).since(before).replays > 0
+
+
+_MAKE_TAESD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from comfy.taesd.taesd import Decoder
+from safetensors.torch import save_file
+torch.manual_seed(1)
+save_file(Decoder(4).state_dict(), sys.argv[2])
+"""
+
+
+def test_previews_decoded_between_steps(make_gpu_server: MakeGpuServer, host_dir: Path, gpu_models: Path) -> None:
+    path = gpu_models / "vae_approx" / "taesd_decoder.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-c", _MAKE_TAESD, str(host_dir), str(path)], check=True)
+    both = eager_and_graphs(make_gpu_server, host_dir, "--preview-method", "taesd")
+    case = Case("previews", (sd15(390), sd15(391), sd15(392)))
+    expected, found = side_by_side((run_case, both.eager, case, 0), (run_case, both.graphs, case, 0))
+    assert difference(expected, found) == ""
+    seen = []
+    for server in (both.eager, both.graphs):
+        with server.websocket() as client:
+            job_id = server.submit(sd15(393, steps=6), 0, client.client_id)["prompt_id"]
+            client.wait_for_end(job_id)
+            seen.append(client.frames)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 1
+    assert Steps.of(both.graphs, 0).replays > 0
 
 
 def test_a_repeated_job_is_only_replayed(servers: Servers) -> None:
