@@ -29,13 +29,6 @@ def spin(seed: int) -> Workflow:
     return {"spin": node("CPTSpin", rounds=4_000_000, seed=seed), "out": node("CPTOut", value=["spin", 0])}
 
 
-def await_processes(server: HostServer) -> None:
-    while any(
-        one["worker"] and one["worker"]["state"] != "ready" for one in server.request("GET", "/queue/all")[1]["queues"]
-    ):
-        time.sleep(0.1)
-
-
 def jobs_per_s(server: HostServer, jobs: int) -> float:
     """Of Python-bound jobs that are in the queue at once; the median of three rounds."""
     rates = []
@@ -51,7 +44,6 @@ def compare(host: Path, jobs: int) -> None:
     rates = {}
     for slots in ("cpu", "cpu,cpu", "cpu=process,cpu=process"):
         with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots) as server:
-            await_processes(server)
             server.wait([server.submit(spin(-1), slot)["prompt_id"] for slot in range(slots.count("cpu"))])
             rates[slots] = jobs_per_s(server, jobs)
             print(f"{slots}: {rates[slots]:.2f} jobs/s, {rates[slots] / rates['cpu']:.2f} times one slot", flush=True)

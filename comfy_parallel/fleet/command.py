@@ -12,15 +12,48 @@ from comfy_parallel.fleet.supervisor import Command
 from comfy_parallel.fleet.worker_side import WORKER
 from comfy_parallel.slots.device import intra_op_threads
 
-# What a worker is configured by, as the front is. Everything else is the front's business.
+# Each variable is either what a worker is configured by, as the front is, or the front's business alone.
 PASSED_ON = frozenset(
     (
-        "COMFY_PARALLEL_WEIGHTS",
-        "COMFY_PARALLEL_RAM_GB",
         "COMFY_PARALLEL_GRAPHS",
-        "COMFY_PARALLEL_PACKS",
         "COMFY_PARALLEL_MAX_NODES",
+        "COMFY_PARALLEL_PACKS",
+        "COMFY_PARALLEL_RAM_GB",
+        "COMFY_PARALLEL_SERIAL_NODES",
         "COMFY_PARALLEL_STRICT",
+        "COMFY_PARALLEL_WEIGHTS",
+    )
+)
+OF_FRONT = frozenset(
+    (
+        SWITCH,  # A worker is always on,
+        "COMFY_NUM_GPUS",  # and has one slot.
+        "COMFY_PARALLEL_DEVICES",
+        "COMFY_PARALLEL_SLOTS_PER_GPU",
+        "COMFY_PARALLEL_WORKERS",
+        "COMFY_PARALLEL_WORKER_LOST",
+        "COMFY_PARALLEL_WORKER_SILENT_S",
+        # Who takes what when, and what becomes of slots that fail, hang or end.
+        "COMFY_PARALLEL_AFFINITY",
+        "COMFY_PARALLEL_ATTEMPTS",
+        "COMFY_PARALLEL_BREAKER",
+        "COMFY_PARALLEL_CLIENT_ORDER",
+        "COMFY_PARALLEL_DEFAULT_GPU",
+        "COMFY_PARALLEL_DRAIN_S",
+        "COMFY_PARALLEL_FAIR_BY",
+        "COMFY_PARALLEL_MAX_RUNNING_PER_CLIENT",
+        "COMFY_PARALLEL_MAX_WAITING",
+        "COMFY_PARALLEL_MAX_WAITING_PER_CLIENT",
+        "COMFY_PARALLEL_PRELOAD",
+        "COMFY_PARALLEL_STALL",
+        "COMFY_PARALLEL_STALL_S",
+        "COMFY_PARALLEL_STATE",
+        "COMFY_PARALLEL_STATE_FSYNC",
+        # A worker speaks with nobody else.
+        "COMFY_PARALLEL_TRUSTED_PROXIES",
+        "COMFY_PARALLEL_WEBHOOK",
+        "COMFY_PARALLEL_WEBHOOK_HOSTS",
+        "COMFY_PARALLEL_WEBHOOK_SECRET",
     )
 )
 STATE = "COMFY_PARALLEL_STATE"  # The journal is the front's.

@@ -40,6 +40,13 @@ def without_front_end(directory: Path) -> list[str]:
     return ["--front-end-root", str(directory)]
 
 
+def of_kind_under_test(slots: str) -> str:
+    """Slots as asked for; those of no named kind run in processes where `COMFY_PARALLEL_TEST_SLOTS=process`."""
+    if os.environ.get("COMFY_PARALLEL_TEST_SLOTS") != "process":
+        return slots
+    return ",".join(f"{name}=process" if name == "cpu" else name for name in slots.split(","))
+
+
 class HostServerError(RuntimeError):
     """The host did not start, died, refused a job or did not finish it in time."""
 
@@ -80,7 +87,7 @@ class HostServer:
     ) -> None:
         self.host_dir = host_dir.resolve()
         self.base_dir = base_dir.resolve()
-        self.slots = slots
+        self.slots = None if slots is None else of_kind_under_test(slots)
         self.env = dict(env or {})
         self.args = [*(["--cpu"] if is_cpu else []), *args]
         self.may_be_stock = may_be_stock
@@ -128,6 +135,8 @@ class HostServer:
         try:
             self._await_answer()
             self._check_slots()
+            if self.slots is not None and "=process" in self.slots and not self.may_be_stock:
+                self._await_processes()
         except BaseException:
             self.stop()
             raise
@@ -273,6 +282,17 @@ class HostServer:
             return
         if self.request("GET", "/queue/all")[0] != 200:
             raise HostServerError(self._with_log("the host runs without the scheduler"))
+
+    def _await_processes(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while any(one["worker"] and one["worker"]["state"] != "ready" for one in self._shown_slots()):
+            if time.monotonic() > deadline:
+                raise HostServerError(self._with_log(f"its processes are not ready after {START_TIMEOUT_S} s"))
+            self._pause()
+
+    def _shown_slots(self) -> list[JSON]:
+        shown: list[JSON] = self.request("GET", "/queue/all")[1]["queues"]
+        return shown
 
     def _answers(self) -> bool:
         try:

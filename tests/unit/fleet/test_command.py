@@ -8,7 +8,7 @@ import pytest
 
 from comfy_parallel.config import SWITCH, known_variables
 from comfy_parallel.errors import ConfigError
-from comfy_parallel.fleet.command import PASSED_ON, can_be, worker_command
+from comfy_parallel.fleet.command import OF_FRONT, PASSED_ON, can_be, worker_command
 from comfy_parallel.fleet.supervisor import Command
 
 
@@ -27,8 +27,15 @@ def command(
     )
 
 
-def test_what_is_passed_on_exists() -> None:
-    assert known_variables() >= PASSED_ON
+def test_each_variable_is_passed_on_or_the_fronts() -> None:
+    """Whoever adds a variable decides: put its name into PASSED_ON or OF_FRONT of fleet/command.py."""
+    assert PASSED_ON | OF_FRONT == known_variables()
+    assert PASSED_ON & OF_FRONT == set()
+
+
+def test_what_is_passed_on_reaches_the_workers_and_nothing_else_does() -> None:
+    started = command(env=dict.fromkeys(known_variables(), "given"))
+    assert {name for name, value in started.env.items() if value == "given"} == PASSED_ON
 
 
 def test_it_is_started_as_the_front_was() -> None:
