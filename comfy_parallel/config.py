@@ -172,7 +172,12 @@ class Config:
 
 
 _PREFIX = "COMFY_PARALLEL_"
-_OF_SCRIPTS = {"COMFY_PARALLEL_CACHE", "COMFY_PARALLEL_REQUIRE_GPU", "COMFY_PARALLEL_REQUIRE_HOST"}
+_NOT_FOR_USERS = {
+    "COMFY_PARALLEL_CACHE",
+    "COMFY_PARALLEL_GROUP",
+    "COMFY_PARALLEL_REQUIRE_GPU",
+    "COMFY_PARALLEL_REQUIRE_HOST",
+}
 _SIMILAR = 0.82  # of difflib's ratio: COMFY_NUM_GPU and COMFY_MULTI_GPU are, COMFYUI_PATH is not.
 
 
@@ -200,7 +205,7 @@ def misspelt(env: Mapping[str, str]) -> list[str]:
     if env.get(SWITCH, "").strip() == "0":
         return []  # Off is stock.
     known = sorted(known_variables())
-    found = {name: _nearest(name, known) for name in sorted(env) if name not in known and name not in _OF_SCRIPTS}
+    found = {name: _nearest(name, known) for name in sorted(env) if name not in known and name not in _NOT_FOR_USERS}
     return [
         f"{name} is no variable of comfy_parallel and has no effect; did you mean {nearest}?"
         for name, nearest in found.items()

@@ -31,8 +31,7 @@ from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
 from comfy_parallel.slots.stopping import Stopping
-from comfy_parallel.weights import loading
-from comfy_parallel.weights.files import ram
+from comfy_parallel.weights import loading, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -270,14 +269,7 @@ def _send_webhooks(server: Any, front: Any) -> None:
 def _share_weights(front: Any) -> None:
     if _patches is None or "weights" not in _patches.features():
         return
-    from comfy_parallel.weights.files.store import Store
-
-    def free(index: int) -> None:
-        for name in ("unload_models", "free_memory"):
-            front.slot_queues[index].set_flag(name, True)
-
-    loading.use(Store(_config.weights or "map", ram.budget_bytes(_config.ram_gb), pins=facts.may_pin()), free)
-    front.between_jobs = loading.between_jobs
+    sharing.begin(_config, front, _env, may_pin=facts.may_pin())
 
 
 def _check_complete() -> None:

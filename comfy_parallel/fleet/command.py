@@ -11,6 +11,7 @@ from comfy_parallel.errors import ConfigError
 from comfy_parallel.fleet.supervisor import Command
 from comfy_parallel.fleet.worker_side import WORKER
 from comfy_parallel.slots.device import intra_op_threads
+from comfy_parallel.weights.files import group
 
 # Each variable is either what a worker is configured by, as the front is, or the front's business alone.
 PASSED_ON = frozenset(
@@ -101,7 +102,8 @@ def worker_command(
     arguments += ["--disable-auto-launch", "--temp-directory", os.path.join(temp, "none")]
     if has_argument("database_url"):
         arguments += ["--database-url", "sqlite:///:memory:"]
-    kept = {name: value for name, value in env.items() if not name.startswith(_OURS) or name in PASSED_ON}
+    told = {*PASSED_ON, group.VARIABLE}
+    kept = {name: value for name, value in env.items() if not name.startswith(_OURS) or name in told}
     kept |= {SWITCH: "1", STATE: "off", "COMFY_PARALLEL_DEVICES": "cpu", WORKER: f"{fd}:{num_slots}:{temp}"}
     if device != "cpu":
         arguments += ["--cuda-device", _visible_name(device, visible)]

@@ -9,8 +9,10 @@ from weakref import WeakKeyDictionary
 
 from comfy_parallel.core.shown import clipped
 from comfy_parallel.graphs import per_slot
+from comfy_parallel.host import facts
 from comfy_parallel.slots import device
 from comfy_parallel.slots.slot import Slot, slots
+from comfy_parallel.weights.report import of_this_process
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +69,10 @@ class Answers:
 
 
 def report() -> dict[str, Any]:
-    """The answers of the only slot of this process, with its models, for the front."""
+    """The answers of the only slot of this process, with its models and weights, for the front."""
     from comfy_parallel.isolation.loaded_models import models_of
 
-    return Answers(slots()[0], models_of).report
+    return {**Answers(slots()[0], models_of).report, "weights": of_this_process(facts.weight_name)}
 
 
 def answers_of(slots: Iterable[Slot]) -> list[Answers]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,7 +38,8 @@ def _add_status(routes: web.RouteTableDef, front: Any, models_of: status.ModelsO
 
     @routes.get("/parallel/weights")
     async def weights(request: web.Request) -> web.Response:
-        return web.json_response(report.weights_json(facts.weight_name))
+        told = report.weights_json(facts.weight_name)
+        return web.json_response(told | await asyncio.to_thread(report.processes_json))
 
 
 def _add_preload(routes: web.RouteTableDef, front: Any) -> None:

@@ -85,7 +85,7 @@ def load_file(store: Store, path: str, load: Callable[[], Any]) -> Any:
     with store.opened(path) as file:
         if is_safetensors(path):
             return _views_of_safetensors(store, file, load())
-        return _views_of_pickled(file, load)
+        return _views_of_pickled(store, file, load)
 
 
 def share_parameters(store: Store, module: Any, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -327,12 +327,13 @@ def _private(content: Region, view: Any, entry: Entry | None, tensor: Any) -> An
     return content.private_tensor(view, Span.contiguous(entry.start, tensor.dtype, entry.shape), current_index())
 
 
-def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
+def _views_of_pickled(store: Store, file: WeightFile, load: Callable[[], Any]) -> Any:
     if file.index is None:
-        weights = load()
-        if type(weights) not in (dict, OrderedDict) or not all(map(_is_simple, weights.values())):
-            return weights
-        file.content, file.index = _copied(weights, file)
+        try:
+            _read_pickled(store, file, load)
+        except _Particular as found:
+            file.handed.close()
+            return found.weights
     assert file.content is not None
     kind, attributes, parts = file.index
     views: dict[str, Any] = kind()
@@ -342,6 +343,26 @@ def _views_of_pickled(file: WeightFile, load: Callable[[], Any]) -> Any:
         for name, part in parts:
             views[name] = file.content.private_tensor(view, part, current_index()) if type(part) is Span else part
     return views
+
+
+class _Particular(Exception):
+    """A file holds more than tensors by their names: whoever reads it has what it holds to himself."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__()
+        self.weights = weights
+
+
+def _read_pickled(store: Store, file: WeightFile, load: Callable[[], Any]) -> None:
+    def make() -> tuple[SharedMemory, Any]:
+        weights = load()
+        if type(weights) not in (dict, OrderedDict) or not all(map(_is_simple, weights.values())):
+            raise _Particular(weights)
+        return _copied(weights, file)
+
+    store.hand(file, file.path)
+    made = file.handed.made_once("pickled", make, lambda: not store.has_changed(file, file.path))
+    file.content, file.index = made
 
 
 def _is_simple(value: Any) -> bool:

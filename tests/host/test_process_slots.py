@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.host.conftest import MakeServer
+from tests.host.held_weights import file_of, image_of, weights
 from tests.host.jobs import (
     eventually,
     held,
@@ -204,6 +205,30 @@ def test_both_save_under_one_name_and_overwrite_nothing(server: HostServer) -> N
     names = [image["filename"] for entry in entries.values() for image in entry["outputs"]["save"]["images"]]
     assert len(set(names)) == 60
     assert len(set(server.output_files()) - before) == 60
+
+
+# Weights.
+
+
+def shared_memories(pid: int) -> set[str]:
+    """The numbers of the memories with weights that a process maps."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:comfy_parallel" in line}
+
+
+def test_what_is_converted_of_a_model_lies_in_the_memory_of_both(server: HostServer) -> None:
+    images = [image_of(server, txt2img(1), slot) for slot in (THREAD, PROCESS)]
+    assert images[0] == images[1]
+    assert shared_memories(server.pid) & shared_memories(worker_pid(server))
+    eventually(lambda: file_of(server, "checkpoints/a.safetensors")["slots"] == [THREAD, PROCESS], "it is not told")
+
+
+def test_each_process_tells_its_memory(server: HostServer) -> None:
+    told = weights(server)
+    assert [one["gpu_ids"] for one in told["processes"]] == [[THREAD], [PROCESS]]
+    assert [one["pid"] for one in told["processes"]] == [server.pid, worker_pid(server)]
+    assert told["pss_bytes"] == sum(one["pss_bytes"] for one in told["processes"]) > 100 << 20
+    assert [one["gpu_id"] for one in told["slots"]] == [THREAD, PROCESS]
 
 
 # Ends.

@@ -17,6 +17,15 @@ def budget_bytes(ram_gb: float | None) -> int:
     return int(ram_gb * (1 << 30)) if ram_gb is not None else _available() // 2
 
 
+def pss_bytes(pid: int) -> int | None:
+    """A process's memory with its share of what several processes map; None where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # It has ended, it is another user's, or there is no Linux.
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), None)
+
+
 def _available() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"

@@ -108,16 +108,29 @@ class Region:
 
 
 class SharedMemory(Region):
-    """Anonymous memory, filled piece by piece, to be read by all slots."""
+    """Anonymous memory, filled piece by piece, to be read by all slots.
 
-    def __init__(self, size: int, file: Any) -> None:
-        self.fd = os.memfd_create("comfy_parallel weights", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
-        super().__init__(self.fd, size, file)
+    Args:
+        made_by_another: the descriptor of such a memory of another process, which nothing is added to here.
+
+    Attributes:
+        used: how many bytes of it count.
+        number: what the processes of a group call it; None while it is this process's own.
+    """
+
+    def __init__(self, size: int, file: Any, *, made_by_another: int | None = None) -> None:
+        self._may_grow = made_by_another is None
         self.used = 0
+        self.number: int | None = None
+        if made_by_another is None:
+            self.fd = os.memfd_create("comfy_parallel weights", os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, size)
+        else:
+            self.fd = made_by_another
+        super().__init__(self.fd, size, file)
 
     def has_room(self, size: int) -> bool:
-        return _aligned(self.used) + size <= self.size
+        return self._may_grow and _aligned(self.used) + size <= self.size
 
     def append(self, source: Any, dtype: Any) -> Span:
         """Copy a tensor to the end, converted to `dtype`, contiguous."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from comfy_parallel.weights.files import mapping
 from comfy_parallel.weights.files.formats import Identity
+from comfy_parallel.weights.files.group import FileState, Group
+from comfy_parallel.weights.files.handed import Handed, Made
 from comfy_parallel.weights.files.mapping import MappedFile
 from comfy_parallel.weights.files.regions import ALIGNMENT, Region, SharedMemory, is_unwritten, origin_of, span_of
 from comfy_parallel.weights.spans import Span
@@ -31,7 +33,8 @@ class WeightFile:
         self.lock = threading.Lock()
         self.content: Region | None = None
         self.index: Any = None  # where in the content the tensors are; made by who reads the file
-        self._converted: dict[tuple[Region, Span, Any], tuple[SharedMemory, Span]] = {}
+        self.handed = Handed(None, None, self)
+        self._converted: dict[tuple[Region, Span, Any], Made] = {}
         self._arenas: list[SharedMemory] = []
 
     def regions(self) -> list[Region]:
@@ -73,6 +76,12 @@ class WeightFile:
         return self.copied_bytes + self.converted_bytes + pinned
 
     @property
+    def own_bytes(self) -> int:
+        """The same without what the processes of a group have in common."""
+        shared = (one for one in self.regions() if isinstance(one, SharedMemory) and one.number is not None)
+        return self.counted_bytes - sum(one.size if one is self.content else one.used for one in shared)
+
+    @property
     def converted_bytes(self) -> int:
         return sum(arena.used for arena in self._arenas)
 
@@ -94,23 +103,39 @@ class WeightFile:
         with self.lock:
             key = (region, span, dtype)
             if key not in self._converted:
-                source = region.tensor(span)
-                arena = self._arena(source.numel() * dtype.itemsize)
-                self._converted[key] = arena, arena.append(source, dtype)
-                region.release_pages(span)
+                self._converted[key] = self._find_converted(region, span, dtype)
             arena, place = self._converted[key]
             return arena.tensor(place, slot_index)
+
+    def _find_converted(self, region: Region, span: Span, dtype: Any) -> Made:
+        def convert() -> Made:
+            source = region.tensor(span)
+            arena = self._arena(source.numel() * dtype.itemsize)
+            place = arena.append(source, dtype)
+            region.release_pages(span)
+            return arena, place
+
+        number = region.number if isinstance(region, SharedMemory) else 0  # 0: the file itself
+        if number is None:
+            return convert()  # of what others do not have
+        made = self.handed.made_once((number, span, dtype), convert, lambda: not region.is_lost)
+        if made[0] not in self._arenas:
+            self._arenas.insert(0, made[0])
+        return made
 
     def drop_unused(self) -> None:
         """Give back what no tensor lies in. Does nothing while another thread converts."""
         if not self.lock.acquire(blocking=False):
             return
         try:
-            self._arenas = [arena for arena in self._arenas if arena.is_used]
+            for arena in [arena for arena in self._arenas if not arena.is_used]:
+                self._arenas.remove(arena)
+                self.handed.release(arena)
             kept = set(self.regions())
             self._converted = {key: made for key, made in self._converted.items() if {key[0], made[0]} <= kept}
             if not self.is_used:
                 self.content = self.index = None
+                self.handed.close()
         finally:
             self.lock.release()
 
@@ -128,10 +153,12 @@ class Store:
         budget_bytes: for copies, conversions and what is pinned; beyond it those that nobody uses go, least recently
             used first.
         pins: whether memory may be pinned at all.
+        group: the processes that share what is copied and converted; the budget is all theirs.
     """
 
-    def __init__(self, mode: str, budget_bytes: int, *, pins: bool = True) -> None:
+    def __init__(self, mode: str, budget_bytes: int, *, pins: bool = True, group: Group | None = None) -> None:
         self.mode = mode
+        self._group = group
         self._pins = pins
         self.budget_bytes = budget_bytes
         self._files: OrderedDict[Identity, WeightFile] = OrderedDict()
@@ -146,7 +173,9 @@ class Store:
     @property
     def used_bytes(self) -> int:
         """What counts against the budget."""
-        return sum(file.counted_bytes for file in self.files())
+        if self._group is None:
+            return sum(file.counted_bytes for file in self.files())
+        return self._group.used_bytes() + sum(file.own_bytes for file in self.files())
 
     def find(self, path: str) -> WeightFile:
         """The file that a path names now.
@@ -187,11 +216,23 @@ class Store:
         """
         if file.content is None:
             content = self._mapped(file) if self.mode == "map" else None
+            if content is not None:
+                self.hand(file, content.fd)
             content = content or self._copied(file)
             if Identity.of(content.fd if isinstance(content, MappedFile) else file.path) != file.identity:
                 raise _overwritten(file.path)
             file.content = content
         return file.content
+
+    def hand(self, file: WeightFile, opened: int | str) -> None:
+        """Share from now on what is made of the bytes that a file has now; the caller holds its lock.
+
+        Raises:
+            OSError: when it cannot be looked at.
+        """
+        if self._group is not None:
+            file.handed.close()
+            file.handed = Handed(self._group, FileState.of(opened), file)
 
     def shared(self, tensor: Any, dtype: Any, slot_index: int | None, *, must_align: bool) -> Any:
         """The same numbers in shared memory, contiguous; None for a tensor that does not come unchanged from a file.
@@ -248,6 +289,10 @@ class Store:
         """Have this called with each mapping whose bytes could not be kept, and why; on any thread."""
         mapping.on_loss = note
 
+    def has_changed(self, file: WeightFile, opened: int | str) -> bool:
+        """Whether anybody has written to a file since `hand`. Raises OSError."""
+        return file.handed.state is not None and FileState.of(opened) != file.handed.state
+
     def _drop(self, file: WeightFile) -> None:
         file.drop_unused()
         with self._lock:
@@ -272,11 +317,18 @@ class Store:
         try:
             if Identity.of(fd) != file.identity:
                 raise _overwritten(file.path)
-            memory = SharedMemory(file.identity.size, file)
-            memory.read_file(fd)
-            return memory
+            self.hand(file, fd)
+            return file.handed.made_once(
+                "content", lambda: (_read(file, fd), None), lambda: not self.has_changed(file, fd)
+            )[0]
         finally:
             os.close(fd)
+
+
+def _read(file: WeightFile, fd: int) -> SharedMemory:
+    memory = SharedMemory(file.identity.size, file)
+    memory.read_file(fd)
+    return memory
 
 
 def _overwritten(path: str) -> OSError:

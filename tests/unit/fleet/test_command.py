@@ -29,8 +29,8 @@ def command(
 
 def test_each_variable_is_passed_on_or_the_fronts() -> None:
     """Whoever adds a variable decides: put its name into PASSED_ON or OF_FRONT of fleet/command.py."""
-    assert PASSED_ON | OF_FRONT == known_variables()
-    assert PASSED_ON & OF_FRONT == set()
+    assert known_variables() == PASSED_ON | OF_FRONT
+    assert set() == PASSED_ON & OF_FRONT
 
 
 def test_what_is_passed_on_reaches_the_workers_and_nothing_else_does() -> None:
