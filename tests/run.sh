@@ -4,7 +4,11 @@
 #
 # usage: bash tests/run.sh [PYTEST_OPTION...]          everything
 #        bash tests/run.sh --fast [PYTEST_OPTION...]   only tests/unit
-#        bash tests/run.sh --upstream [NAME...]        only ComfyUI's own suite; NAME is off or a number of slots
+#        bash tests/run.sh --upstream [NAME...]        only ComfyUI's own suite; NAME is off or a number of slots,
+#                                                      2p for two slots in processes of their own
+#        bash tests/run.sh --process-slots [PYTEST_OPTION...]
+#                                                      what jobs and clients see, again with each slot in a process of
+#                                                      its own, and ComfyUI's own suite with two of them
 #
 # PYTEST_OPTION goes to the run of this project's own tests.
 
@@ -30,8 +34,9 @@ own_tests() {
 }
 
 device_list() {
-    local devices
-    devices=$(printf 'cpu,%.0s' $(seq "$1"))
+    local devices kind=cpu
+    [[ $1 != *p ]] || kind=cpu=process
+    devices=$(yes "$kind" | head -n "${1%p}" | tr '\n' ,)
     printf '%s' "${devices%,}"
 }
 
@@ -74,7 +79,7 @@ judge() {
 ran_as_asked() {
     local expected=$1 slots
     slots=$(sed -n 's/^comfy_parallel: \([0-9]*\) slots\{0,1\}: .*/\1/p' "$2" | sort -u)
-    [[ ${slots:-off} == "$expected" ]] && return 0
+    [[ ${slots:-off} == "${expected%p}" ]] && return 0
     say "ComfyUI's suite, $expected: FAILED (its hosts ran with ${slots:-no} slots)"
     return 1
 }
@@ -124,7 +129,22 @@ everything() {
     return 1
 }
 
+process_slots() {
+    local failed=0 name files=()
+    for name in http_contract websockets interrupts isolation saves parity process_slots; do
+        files+=("$REPO/tests/host/test_$name.py")
+    done
+    (export COMFY_PARALLEL_TEST_SLOTS=process && own_tests "${files[@]}" "$@") || failed=1
+    upstream 2p || failed=1
+    return "$failed"
+}
+
 case ${1:-} in
+--process-slots)
+    shift
+    set_up
+    process_slots "$@"
+    ;;
 --fast)
     shift
     set_up

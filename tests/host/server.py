@@ -30,6 +30,7 @@ STOP_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.05
 LOG_TAIL_CHARS = 6000
+MEETINGS = "COMFYUI_TEST_MEETINGS"  # where nodes/meetings.py keeps files, for jobs of several processes
 TRUST_TEST_NODES = f"auto,comfy_parallel_test_{NODES_DIR.name}=trust"  # Their jobs meet in process-wide state.
 
 
@@ -98,6 +99,11 @@ class HostServer:
         self._make_base_dir(link, packs)
 
     @property
+    def kinds(self) -> list[str]:
+        """`thread` or `process` for each slot."""
+        return [name.partition("=")[2] or "thread" for name in (self.slots or "").split(",")]
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -135,7 +141,7 @@ class HostServer:
         try:
             self._await_answer()
             self._check_slots()
-            if self.slots is not None and "=process" in self.slots and not self.may_be_stock:
+            if "process" in self.kinds and not self.may_be_stock:
                 self._await_processes()
         except BaseException:
             self.stop()
@@ -252,6 +258,8 @@ class HostServer:
             environment["COMFY_MULTI_GPU_SCHED"] = "1"
             environment["COMFY_PARALLEL_DEVICES"] = self.slots  # "" leaves the choice to the scheduler
             environment["COMFY_PARALLEL_PACKS"] = TRUST_TEST_NODES
+        if "process" in self.kinds:
+            environment[MEETINGS] = str(self.base_dir / "meetings")
         environment.update({name: value for name, value in self.env.items() if value is not None})
         return {name: value for name, value in environment.items() if self.env.get(name, value) is not None}
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 from server import PromptServer
 
-from . import gpu, graphs, lost, overlap  # noqa: F401 - some add routes
+from . import gpu, graphs, lost, meetings, overlap  # noqa: F401 - some add routes
 from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"
@@ -51,22 +50,12 @@ def seed_colour(seed: int) -> tuple[int, int, int]:
     return seed & 255, seed >> 8 & 255, seed >> 16 & 255
 
 
-@dataclass(eq=False)
-class Meeting:
-    """Jobs waiting for each other under one key."""
-
-    present: int = 0
-    is_complete: bool = False
-
-
 class CPTRendezvous:
     """Returns only when `parties` jobs are inside it at the same time."""
 
     CATEGORY = CATEGORY
     FUNCTION = "meet"
     RETURN_TYPES = ("INT", "STRING")
-    changed = threading.Condition()
-    meetings: dict[str, Meeting] = {}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -78,21 +67,8 @@ class CPTRendezvous:
         return never_cached()
 
     def meet(self, key: str, parties: int, timeout: float) -> tuple[int, str]:
-        with self.changed:
-            meeting = self.meetings.setdefault(key, Meeting())
-            meeting.present += 1
-            if meeting.present == parties:
-                self._complete(key)
-            if not self.changed.wait_for(lambda: meeting.is_complete, timeout):
-                present = meeting.present
-                meeting.present -= 1
-                raise TimeoutError(f"rendezvous {key!r}: {present} of {parties} jobs after {timeout} s")
+        meetings.meet(key, parties, timeout)
         return parties, f"{parties} met in {key!r}"
-
-    def _complete(self, key: str) -> None:
-        """Let everyone go; who comes later with the same key starts a new meeting."""
-        self.meetings.pop(key).is_complete = True
-        self.changed.notify_all()
 
 
 class CPTProgress:
