@@ -1,8 +1,9 @@
 """Writes a full-size model of random weights that ComfyUI's own loaders accept, about as fast as the disk takes it.
 
-    python benchmarks/full_size.py COMFYUI_DIR MODELS_DIR {sd15,sdxl,flux}
+    python benchmarks/full_size.py COMFYUI_DIR MODELS_DIR {sd15,small,sdxl,flux}
 
-sd15, sdxl: checkpoints/NAME.safetensors, with text encoders and VAE (2 and 7 GB). flux: 12 billion parameters in
+sd15, small, sdxl: checkpoints/NAME.safetensors, with text encoders and VAE (2, 1.5 and 7 GB); small is SD1.5 with fewer
+channels, 0.7 billion parameters in all. flux: 12 billion parameters in
 diffusion_models/ and a VAE in vae/ (24 GB); no text encoder, the test node CPTConditioning stands in for it.
 The models exist on torch's meta device only; their tensors are filled from one short run of random numbers.
 """
@@ -48,8 +49,10 @@ VAE: dict[str, Any] = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
+SMALL: dict[str, Any] = {**SD15, "model_channels": 256}
 FILES = {
     "sd15": "checkpoints/sd15.safetensors",
+    "small": "checkpoints/small.safetensors",
     "sdxl": "checkpoints/sdxl.safetensors",
     "flux": "diffusion_models/flux.safetensors",  # the larger one, written last
 }
@@ -64,7 +67,9 @@ def make(name: str, models_dir: Path) -> None:
         write(vae(16), models_dir / "vae" / "flux.safetensors", torch.bfloat16)
         write(flux(), models_dir / FILES[name], torch.bfloat16)
     else:
-        config = supported.SD15(dict(SD15)) if name == "sd15" else supported.SDXL(dict(SDXL))
+        configs = {"sd15": (supported.SD15, SD15), "small": (supported.SD15, SMALL), "sdxl": (supported.SDXL, SDXL)}
+        kind, shape = configs[name]
+        config = kind(dict(shape))
         write(checkpoint(config), models_dir / FILES[name], torch.float16)
 
 

@@ -101,4 +101,27 @@ class CPTEvents:
         return (count,)
 
 
-NODES = {node.__name__: node for node in (CPTEvents, CPTNoJson)}
+class CPTTellTimes:
+    """Tells its client the time, again and again."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "tell"
+    RETURN_TYPES = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"times": ("INT", {"max": 100000})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        return never_cached()
+
+    def tell(self, times: int) -> tuple[int]:
+        server = PromptServer.instance
+        for _ in range(times):
+            time.sleep(0.005)
+            server.send_sync("time", {"at": time.time()}, server.client_id)
+        return (times,)
+
+
+NODES = {node.__name__: node for node in (CPTEvents, CPTNoJson, CPTTellTimes)}
