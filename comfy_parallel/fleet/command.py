@@ -30,6 +30,7 @@ OF_FRONT = frozenset(
         SWITCH,  # A worker is always on,
         "COMFY_NUM_GPUS",  # and has one slot.
         "COMFY_PARALLEL_DEVICES",
+        "COMFY_PARALLEL_GPU_CONFIG",
         "COMFY_PARALLEL_SLOTS_PER_GPU",
         "COMFY_PARALLEL_WORKERS",
         "COMFY_PARALLEL_WORKER_LOST",
