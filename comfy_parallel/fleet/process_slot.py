@@ -151,6 +151,7 @@ class ProcessSlot:
             told = {"prompt_id": prompt_id, "node_id": "", "node_type": "", "executed": []}
             executor.add_message("execution_interrupted", told, broadcast=True)
             return
+        self.slot.stats.memory_retries += outcome["memory_retries"]
         if outcome["error"] is not None:
             raise RuntimeError(f"the process of {self.slot.name} could not take it: {outcome['error']}")
         executor.success = outcome["status"]["completed"]

@@ -57,6 +57,7 @@ class WorkerSide:
         self._lock = threading.Lock()
         self._received: int | None = None  # the job that the front waits for
         self._running: int | None = None  # the same, once the host's worker has it
+        self._retries_told = 0  # of jobs that ran out of memory
         self._is_interrupted = False  # before the host's worker had it
         self._worker_thread: int | None = None  # the host's worker's
         self._questions = itertools.count()
@@ -67,6 +68,7 @@ class WorkerSide:
         self._server, self._front, self._queue = server, front, front.slot_queues[0]
         self._get, self._task_done = self._queue.get, self._queue.task_done
         self._queue.get, self._queue.task_done = self._take_job, self._end_job
+        self._queue.tally.is_told = False
         front.put = self._put
         save_numbers.keep_by(numbers.keeper(self._ask))
         for target, args in ((self._listen, ()), (self._beat, (report,))):
@@ -164,7 +166,14 @@ class WorkerSide:
             number, self._received, self._running = self._received, None, None
         if number is not None:
             history_result = {"outputs": {}, "meta": {}} if history_result is None else history_result
-            outcome = {"history_result": history_result, "status": status, "error": error}
+            retries = self._queue.slot.stats.memory_retries
+            outcome = {
+                "history_result": history_result,
+                "status": status,
+                "error": error,
+                "memory_retries": retries - self._retries_told,
+            }
+            self._retries_told = retries
             self._link.send("done", number, pack_what_can_be(outcome))
 
     def _put(self, item: tuple[Any, ...]) -> None:

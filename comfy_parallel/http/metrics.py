@@ -39,6 +39,7 @@ class _SlotCollector(Collector):
         answers = answers_of(slots())
         yield from _jobs()
         yield from _states()
+        yield from _processes()
         yield from _durations()
         yield from _waiting(self._front.snapshot())
         yield from device_families(answers)
@@ -62,6 +63,19 @@ def _jobs() -> Iterator[Metric]:
         ("suspensions", "Times the slot was suspended because it failed jobs in a row"),
     ):
         yield per_slot(CounterMetricFamily, name, help, lambda slot, name=name: getattr(slot.stats, name))  # type: ignore[misc]
+
+
+def _processes() -> Iterator[Metric]:
+    """Of slots in processes of their own."""
+    restarts = CounterMetricFamily(
+        "comfy_parallel_process_restarts", "Times the slot's process was started again", labels=LABELS
+    )
+    is_ready = GaugeMetricFamily("comfy_parallel_process_ready", "1 while the slot's process takes jobs", labels=LABELS)
+    for slot in slots():
+        if slot.process is not None:
+            restarts.add_metric(labels_of(slot), slot.process.restarts)
+            is_ready.add_metric(labels_of(slot), int(slot.process.state == "ready"))
+    yield from (restarts, is_ready)
 
 
 def _states() -> Iterator[Metric]:

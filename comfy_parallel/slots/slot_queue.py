@@ -40,7 +40,7 @@ class SlotQueue:
         self.slot = desk.slot
         self._dispatcher, self._desk = dispatcher, desk
         self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
-        self._tally = Tally(desk.slot)
+        self.tally = Tally(desk.slot)
         self.when_ended: Callable[[Slot, Any], None] = lambda slot, item: None  # after it has come into the history
         self._was_freed = False
         self._taken: Any = None  # the item that `get` gave last, and its number
@@ -107,7 +107,7 @@ class SlotQueue:
             self.front.finish(self._desk, item_id, prompt_id)
         self._dispatcher.ledger.flush()
         self.when_ended(self.slot, self._taken)
-        self._tally.job_ended(self._count_waiting)
+        self.tally.job_ended(self._count_waiting)
 
     def _count_waiting(self) -> int:
         with self.mutex:

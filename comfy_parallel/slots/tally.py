@@ -15,7 +15,12 @@ _SECONDS = 60.0
 
 
 class Tally:
-    """Counts one slot's jobs since the last line. Only the slot's own worker calls it, holding no lock."""
+    """Counts one slot's jobs since the last line. Only the slot's own worker calls it, holding no lock.
+
+    `is_told`: whether lines are written; in a slot's own process they are not, for the front writes them.
+    """
+
+    is_told = True
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
@@ -27,7 +32,7 @@ class Tally:
         sums = _sums(self._slot.stats)
         now = time.monotonic()
         jobs = sums[0] - self._told[0]
-        if jobs and (jobs >= _JOBS or now - self._told_at >= _SECONDS):
+        if self.is_told and jobs and (jobs >= _JOBS or now - self._told_at >= _SECONDS):
             wait_s, run_s = ((new - old) / jobs for new, old in zip(sums[1:], self._told[1:], strict=True))
             self._told, self._told_at = sums, now
             logger.info("%s", line(self._slot, count_waiting(), wait_s, run_s))

@@ -41,7 +41,8 @@ while True:
     if job["prompt"] == "interrupted":
         assert link.receive() == ("interrupt", number)
     status = {"status_str": "success", "completed": True, "messages": [("told", {})]}
-    link.send("done", number, pack({"history_result": {"outputs": {"1": job}}, "status": status, "error": None}))
+    outcome = {"history_result": {"outputs": {"1": job}}, "status": status, "error": None, "memory_retries": 1}
+    link.send("done", number, pack(outcome))
     link.send("event", number, pack(("too late", {}, None)))
 """
 
@@ -106,6 +107,7 @@ def test_a_job_runs_there_and_its_outcome_is_the_executors(serve: Callable[..., 
     assert executor.success
     assert executor.status_messages == [("told", {})]
     assert executor.history_result["outputs"]["1"]["outputs"] == ["1"]
+    assert one.slot.stats.memory_retries == 1
     assert one.told == [("executing", {"node": "1"}, "me")]
     assert one.server.client_id == "me"
     assert one.server.last_node_id is None
