@@ -46,6 +46,8 @@ class Job:
     most_at_once: int | None = None
     standing: int = 0
     passed: int = 0
+    kind: str | None = None
+    is_bound_to_kind: bool = False
     started: float = 0.0
     ended: float = 0.0
 
@@ -62,6 +64,7 @@ class OneSlot:
     last_client_id: Any = None
     is_alone: bool = False
     models: frozenset[str] = frozenset()
+    kind: str = "thread"
     job: Job | None = None
     loads: int = 0
     queue: list[Job] = field(default_factory=list)

@@ -144,7 +144,7 @@ class Config:
             num_gpus=_count(env, "COMFY_NUM_GPUS"),
             devices=_devices(env, "COMFY_PARALLEL_DEVICES"),
             kinds=_kinds(env, "COMFY_PARALLEL_DEVICES"),
-            workers=_choice(env, "COMFY_PARALLEL_WORKERS", ("threads", "processes")) or "threads",
+            workers=_choice(env, "COMFY_PARALLEL_WORKERS", ("threads", "processes", "auto")) or "threads",
             worker_lost=_choice(env, "COMFY_PARALLEL_WORKER_LOST", LOST) or "requeue",
             worker_silent_s=_seconds(env, "COMFY_PARALLEL_WORKER_SILENT_S") or 300.0,
             slots_per_gpu=_count(env, "COMFY_PARALLEL_SLOTS_PER_GPU") or 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
 from comfy_parallel.core.breaker import Limits
 from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch, JournalError
-from comfy_parallel.fleet import processes, worker_side
+from comfy_parallel.fleet import choosing, processes, worker_side
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
@@ -218,7 +219,8 @@ def _take_over(server: Any) -> None:
     processes.start()
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     modes, serial, classes, folders = _config.packs, _config.serial_nodes, facts.node_classes(), facts.pack_folders()
-    _put_back.append(judging.judge(modes, serial, classes, folders, facts.raise_if_interrupted))
+    choose = functools.partial(choosing.begin, front) if _config.workers == "auto" else lambda is_unsafe: None
+    _put_back.append(judging.judge(modes, serial, classes, folders, facts.raise_if_interrupted, choose))
     alone.use(front.mutex)
     _restore_jobs(front)
     _put_back.append(stalls.watch(_config.stall_s if _worker is None else 0.0, _config.stall))

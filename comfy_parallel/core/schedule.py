@@ -14,7 +14,8 @@ class JobView(Protocol):
 
     `turns`: what no other job that runs may need as well. `most_at_once`: how many jobs of its client may run together;
     None for any number. `models`: the names of the weight files that it reads. `standing`: jobs of another one are not
-    overtaken. `passed`: how often it was.
+    overtaken. `passed`: how often it was. `kind`: of the slots that suit it; None when all do. `is_bound_to_kind`: it
+    runs on no others.
     """
 
     @property
@@ -35,6 +36,10 @@ class JobView(Protocol):
     def standing(self) -> Any: ...
     @property
     def passed(self) -> int: ...
+    @property
+    def kind(self) -> str | None: ...
+    @property
+    def is_bound_to_kind(self) -> bool: ...
 
 
 class SlotView(Protocol):
@@ -44,6 +49,8 @@ class SlotView(Protocol):
     def index(self) -> int: ...
     @property
     def state(self) -> SlotState: ...
+    @property
+    def kind(self) -> str: ...  # how it runs: in a thread, in a process
     @property
     def last_client_id(self) -> Any: ...
     @property
@@ -64,16 +71,17 @@ _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
 _WINDOW = 32  # so many of the first waiting jobs are looked at for one whose models a slot holds
 AnySlot = TypeVar("AnySlot", bound=SlotView)
 NOTHING = UnderWay()
+_WORST = (False, False, False)
 
 
 def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHING) -> AnySlot | None:
     """The idle slot that is to take this job now; None when it has to wait.
 
-    A job bound to a slot waits for that slot, any other for no slot that runs another job. It goes to a slot that holds
-    all of its models, and among equals to the one that ran its client's last job, for that one has the workflow's
-    results cached; that slot is also waited for while it comes back from that very job: the client has heard of the
-    end and sent this one at once. Otherwise the first slot in order takes it: an idle server keeps its caches warm in
-    one place.
+    A job bound to a slot waits for that slot, one bound to a kind for a slot of that kind, any other for no slot that
+    runs another job. It goes to a slot of the kind that suits it, among these to one that holds all of its models, and
+    among equals to the one that ran its client's last job, for that one has the workflow's results cached; that slot is
+    also waited for while it comes back from that very job: the client has heard of the end and sent this one at once.
+    Otherwise the first slot in order takes it: an idle server keeps its caches warm in one place.
 
     Two jobs of one id run in turn, and no more jobs of one client at once than its jobs say. A job that runs alone
     waits until no other slot has a job, and while it runs no other job starts.
@@ -83,8 +91,10 @@ def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHI
     if job.target is not None:
         bound = slots[job.target]
         return bound if bound.state is SlotState.IDLE else None
-    best, best_fit, expected_fit = None, (False, False), (False, False)
+    best, best_fit, expected_fit = None, _WORST, _WORST
     for slot in slots:
+        if job.is_bound_to_kind and slot.kind != job.kind:
+            continue
         if slot.state is SlotState.IDLE:
             if best is None or _fit(job, slot) > best_fit:
                 best, best_fit = slot, _fit(job, slot)
@@ -207,9 +217,10 @@ def _may_start(job: JobView, under_way: UnderWay) -> bool:
     return job.prompt_id not in under_way.prompt_ids and job.turns.isdisjoint(under_way.turns)
 
 
-def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool]:
-    """How well a slot suits a job: it holds its models, it ran its client's last job."""
-    return bool(job.models) and _holds(slot, job), slot.last_client_id == job.client_id
+def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool, bool]:
+    """How well a slot suits a job: it is of its kind, it holds its models, it ran its client's last job."""
+    is_of_kind = job.kind is None or job.kind == slot.kind
+    return is_of_kind, bool(job.models) and _holds(slot, job), slot.last_client_id == job.client_id
 
 
 def _holds(slot: SlotView, job: JobView) -> bool:

@@ -28,6 +28,7 @@ def queue_all_json(front: Any, models_of: ModelsOf) -> str:
         queues=_array(queues),
         unassigned=_array(map(_item_json, seen.unassigned)),
         waiting_to_run_alone=_json(seen.waiting_to_run_alone),
+        kinds=_json(front._dispatcher.kinds and front._dispatcher.kinds.json),
         total_running=_json(sum(map(len, seen.running))),
         total_pending=_json(sum(map(len, seen.pending)) + len(seen.unassigned)),
     )

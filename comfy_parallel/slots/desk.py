@@ -43,6 +43,10 @@ class Desk:
         return self.slot.index
 
     @property
+    def kind(self) -> str:
+        return self.slot.kind
+
+    @property
     def last_client_id(self) -> Any:
         return self.slot.last_client_id
 

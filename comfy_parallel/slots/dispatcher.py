@@ -9,7 +9,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from comfy_parallel.config import Policy
 from comfy_parallel.core import schedule
@@ -20,6 +20,17 @@ from comfy_parallel.slots.desk import NOBODY, Asker, Desk
 from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is_item, priority_of, view_of
 from comfy_parallel.slots.ledger import Ledger
 from comfy_parallel.slots.slot import Run, Slot
+
+
+class Kinds(Protocol):
+    """Chooses the kind of slot that suits a job."""
+
+    def choose(self, queued: QueueItem) -> None:
+        """Note it on the job."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What `GET /queue/all` tells of it."""
 
 
 class Dispatcher:
@@ -41,6 +52,7 @@ class Dispatcher:
         self.job_begins: Callable[[], None] = lambda: None  # both are called in the job's slot, on its worker's thread
         self.job_ends: Callable[[], None] = lambda: None
         self.policy = Policy()
+        self.kinds: Kinds | None = None
         self._fair_share = FairShare()
         self._owners: dict[int, Desk] = {}
         self._waits_alone = False  # A job that runs alone may be among those that wait.
@@ -66,6 +78,8 @@ class Dispatcher:
     def enqueue(self, queued: QueueItem) -> None:
         """Let it wait, or give it to a slot at once."""
         queued.arrival = next(self.ledger.arrivals)
+        if self.kinds is not None:
+            self.kinds.choose(queued)
         self.ledger.accept(queued)
         heapq.heappush(self.waiting, queued)
         self._waits_alone = self._waits_alone or queued.is_alone
@@ -80,6 +94,8 @@ class Dispatcher:
         """Let jobs of before a restart wait again."""
         for item in items:
             item.priority, item.most_at_once = priority_of(item), self.policy.most_at_once(client_order_of(item))
+            if self.kinds is not None and not item.is_alone:
+                self.kinds.choose(item)
         self._fair_share.resume((item.party, item.order[1]) for item in items)
         self.waiting.extend(items)
         heapq.heapify(self.waiting)
@@ -326,6 +342,8 @@ class Dispatcher:
                 if desk.given is item:
                     self._withdraw(desk)
             change(item)
+            if self.kinds is not None:
+                self.kinds.choose(item)
             self.ledger.change(item)
         heapq.heapify(self.waiting)
         self.dispatch()

@@ -66,6 +66,8 @@ class QueueItem(tuple[Any, ...]):
     attempts: int = 0  # how often it has begun to run
     request_key: str | None = None  # as `core.scope.RequestKey.text`
     is_kept: bool = False  # It is in the journal.
+    kind: str | None = None  # of the slots that suit it
+    is_bound_to_kind: bool = False  # It runs on no others, and beside other jobs.
     losses: int = 0  # how often a process ended while it ran this job
 
     @property
@@ -79,6 +81,8 @@ class QueueItem(tuple[Any, ...]):
     @property
     def is_alone(self) -> bool:
         """Whether it must be the only job that runs; asked once."""
+        if self.is_bound_to_kind:
+            return False
         known: bool | None = self.__dict__.get("_is_alone")
         if known is None:
             if _runs_alone is None:
@@ -98,6 +102,7 @@ class QueueItem(tuple[Any, ...]):
 
     def must_run_alone(self) -> None:
         """Have it be the only job that runs, whatever its workflow says."""
+        self.is_bound_to_kind = False
         self.__dict__["_is_alone"] = True
 
     @property
@@ -166,8 +171,8 @@ def model_names(workflow: Any) -> frozenset[str]:
 class UnknownItem:
     """What a node pack queued in a shape of its own: any slot may take it, and it shows its job when it runs."""
 
-    prompt_id = client_id = target = most_at_once = None
-    is_alone = False
+    prompt_id = client_id = target = most_at_once = kind = None
+    is_alone = is_bound_to_kind = False
     models = turns = _NO_TURNS
     standing = peer = party = place = share = None
     passed = 0

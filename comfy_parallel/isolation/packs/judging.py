@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs import loader, serial, verdicts
@@ -23,6 +24,7 @@ def judge(
     node_classes: Mapping[str, type],
     folders: Iterable[Path],
     while_waiting: Callable[[], None],
+    tell_unsafe: Callable[[Callable[[Any], bool]], None] = lambda is_unsafe: None,
 ) -> Callable[[], None]:
     """Have jobs run alone, or in turn, with what cannot be made safe; returns what takes it back.
 
@@ -31,11 +33,15 @@ def judge(
         node_classes: all that are loaded, by class type.
         folders: where packs lie.
         while_waiting: called now and then in a job that waits for its turn; it may raise.
+        tell_unsafe: is given a function that says of a workflow whether its nodes are unsafe only beside others in one
+            process: it need not run alone in a process of its own.
     """
     known = _verdicts(modes, folders)
     chosen = [*serial.KNOWN, *serial.of_user(serial_nodes)]
     asynchronous, take_back = serial.make_serial(node_classes, chosen, while_waiting)
     unsafe = verdicts.classes_alone(node_classes, known, modes) | dict.fromkeys(asynchronous, _SERIAL)
+    one_at_a_time = {*asynchronous, *serial.names_in(node_classes, chosen)}
+    tell_unsafe(_only_first(verdicts.by_classes(unsafe.keys() - one_at_a_time), verdicts.by_classes(one_at_a_time)))
     in_turn = verdicts.classes_in_turn(node_classes, known, modes)
     in_processes = [slot.process is not None for slot in slots()]
     if all(in_processes):  # Each of these slots is alone in its process.
@@ -45,6 +51,10 @@ def judge(
     items.when_to_run_alone(verdicts.by_classes(unsafe) if unsafe else None)
     items.who_takes_turns(verdicts.turns_of(in_turn) if in_turn else None)
     return take_back
+
+
+def _only_first(first: Callable[[Any], bool], second: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda workflow: first(workflow) and not second(workflow)
 
 
 def let_go() -> None:

@@ -29,6 +29,8 @@ class Job:
     models: frozenset[str] = frozenset()
     standing: Any = 0
     passed: int = 0
+    kind: str | None = None
+    is_bound_to_kind: bool = False
 
 
 @dataclass
@@ -40,6 +42,7 @@ class OneSlot:
     last_client_id: Any = "nobody"
     is_alone: bool = False
     models: frozenset[str] = frozenset()
+    kind: str = "thread"
 
 
 def slots(*states: SlotState, last: dict[int, Any] | None = None) -> list[OneSlot]:
@@ -270,3 +273,41 @@ def test_jobs_in_order_do_not_overtake_each_other() -> None:
 def test_jobs_of_nobody_have_no_order() -> None:
     jobs = [Job(1, client_id=None, target=1, most_at_once=1), Job(2, client_id=None, most_at_once=1)]
     assert start(jobs, slots(S.IDLE, S.RUNNING), ("other",)) == (2, 0)
+
+
+# Kinds of slots.
+
+
+def mixed(*states: SlotState) -> list[OneSlot]:
+    """The first slot runs in a thread, the others in processes."""
+    made = slots(*states)
+    for slot in made[1:]:
+        slot.kind = "process"
+    return made
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(None, 0), ("thread", 0), ("process", 1)])
+def test_a_job_goes_to_the_kind_that_suits_it(kind: str | None, expected: int) -> None:
+    slot = slot_for(Job(1, kind=kind), mixed(S.IDLE, S.IDLE))
+    assert slot is not None
+    assert slot.index == expected
+
+
+def test_the_kind_counts_more_than_models() -> None:
+    all_slots = mixed(S.IDLE, S.IDLE)
+    all_slots[0].models = frozenset({"a"})
+    slot = slot_for(Job(1, kind="process", models=frozenset({"a"})), all_slots)
+    assert slot is all_slots[1]
+
+
+def test_a_job_that_suits_another_kind_does_not_wait() -> None:
+    slot = slot_for(Job(1, kind="process"), mixed(S.IDLE, S.RUNNING))
+    assert slot is not None
+    assert slot.index == 0
+
+
+def test_a_job_that_is_bound_to_a_kind_waits_for_it_and_lets_others_go_first() -> None:
+    bound = Job(1, kind="process", is_bound_to_kind=True)
+    assert slot_for(bound, mixed(S.IDLE, S.RUNNING)) is None
+    assert start([bound, Job(2)], mixed(S.IDLE, S.RUNNING)) == (2, 0)
+    assert start([bound, Job(2)], mixed(S.RUNNING, S.IDLE)) == (1, 1)

@@ -126,6 +126,7 @@ def test_the_whole_reply(busy: Any) -> None:
         ],
         "unassigned": [item[:5] for item in seen.unassigned],
         "waiting_to_run_alone": [],
+        "kinds": None,
         "total_running": 1,
         "total_pending": 3,
     }
