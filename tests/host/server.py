@@ -17,6 +17,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
 import websocket
 
 from tests.ports import free_port
@@ -39,6 +40,12 @@ def without_front_end(directory: Path) -> list[str]:
     directory.mkdir(exist_ok=True)
     (directory / "index.html").write_text("<html></html>")
     return ["--front-end-root", str(directory)]
+
+
+#: For a test of what slots of one process share.
+ABOUT_ONE_PROCESS = pytest.mark.skipif(
+    os.environ.get("COMFY_PARALLEL_TEST_SLOTS") == "process", reason="slots in processes of their own share none of it"
+)
 
 
 def of_kind_under_test(slots: str) -> str:
@@ -102,6 +109,10 @@ class HostServer:
     def kinds(self) -> list[str]:
         """`thread` or `process` for each slot."""
         return [name.partition("=")[2] or "thread" for name in (self.slots or "").split(",")]
+
+    def slot_there(self, slot: int) -> int:
+        """The number of a slot as its jobs see it: a process of its own has but one."""
+        return 0 if self.kinds[slot] == "process" else slot
 
     @property
     def url(self) -> str:

@@ -96,14 +96,9 @@ def test_the_header_names_the_slot(server: HostServer, slot: int, path: str) -> 
     entry = server.wait([job_id])[job_id]
     assert (entry["gpu_id"], entry["prompt"][3]["gpu_id"]) == (slot, slot)
     seen = json.loads(shown(entry))
-    there = slot_there(server, slot)
+    there = server.slot_there(slot)
     assert (seen["slot"], seen["thread"]) == (there, f"slot-{there}-cpu")
     assert (seen["currently_running"], seen["last_prompt_id"]) == (1, job_id)
-
-
-def slot_there(server: HostServer, slot: int) -> int:
-    """The number of a slot as its jobs see it: a process of its own has but one."""
-    return 0 if server.kinds[slot] == "process" else slot
 
 
 @pytest.mark.parametrize("value", [0, 2, "1", " 2 "])
@@ -111,7 +106,7 @@ def test_the_body_names_the_slot(server: HostServer, value: int | str) -> None:
     reply = server.submit(where(), extra_data={"target_gpu": value})
     assert reply["gpu_id"] == int(value)
     seen = json.loads(shown(server.wait([reply["prompt_id"]])[reply["prompt_id"]]))
-    assert seen["slot"] == slot_there(server, int(value))
+    assert seen["slot"] == server.slot_there(int(value))
 
 
 def test_the_header_wins_over_the_body(server: HostServer) -> None:

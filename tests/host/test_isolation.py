@@ -21,7 +21,7 @@ from tests.conftest import REPO_DIR
 from tests.host import workflows
 from tests.host.conftest import MakeServer
 from tests.host.jobs import new_key, outcome, quick, run_on_each, shown
-from tests.host.server import NODES_DIR, HostServer
+from tests.host.server import ABOUT_ONE_PROCESS, NODES_DIR, HostServer
 from tests.host.workflows import Workflow, node
 
 pytestmark = pytest.mark.host
@@ -122,6 +122,7 @@ def test_progress_and_context_are_those_of_the_own_job(server: HostServer) -> No
         assert set(seen["registry_nodes"]) <= {f"look{slot}", f"out{slot}"}
 
 
+@ABOUT_ONE_PROCESS
 def test_each_slot_has_its_own_executor_node_objects_and_event_loop(server: HostServer) -> None:
     rounds = [look_at_once(server, "CPTJobState", [{}] * NUM_SLOTS) for _ in range(3)]
     for seen in rounds:
@@ -202,6 +203,7 @@ def test_functions_are_restored_when_all_slots_rest(server: HostServer) -> None:
     assert look_alone(server, "CPTIsHooked", 0) is False
 
 
+@ABOUT_ONE_PROCESS
 def test_the_file_scan_rests_while_any_slot_works(server: HostServer, host_dir: Path) -> None:
     if not has(host_dir, "app/assets/seeder", "_AssetSeeder"):
         pytest.skip("this host scans no files while it runs")
@@ -209,6 +211,7 @@ def test_the_file_scan_rests_while_any_slot_works(server: HostServer, host_dir: 
     assert look_alone(server, "CPTSeeder", role="other") == "RUNNING"
 
 
+@ABOUT_ONE_PROCESS
 def test_slots_register_their_files_one_after_the_other(server: HostServer, host_dir: Path) -> None:
     if not has(host_dir, "app/assets/services/ingest", "register_output_files"):
         pytest.skip("this host registers no files")
@@ -222,7 +225,7 @@ def test_threads_of_a_job_are_in_its_slot(server: HostServer) -> None:
     jobs = [{"look": node("CPTThreads"), "out": node("CPTOut", value=["look", 0])}] * NUM_SLOTS
     for slot, entry in enumerate(run_on_each(server, jobs)):
         assert {name: where["slot"] for name, where in seen_in(entry).items()} == dict.fromkeys(
-            ("node", "thread", "pool", "run_in_executor", "to_thread", "task"), slot
+            ("node", "thread", "pool", "run_in_executor", "to_thread", "task"), server.slot_there(slot)
         )
 
 
@@ -230,8 +233,9 @@ def test_threads_of_threads_and_shared_pools_are_in_the_jobs_slot(server: HostSe
     for _ in range(3):  # the shared pool's thread is the same each time, whoever's job made it start
         for slot, seen in enumerate(look_at_once(server, "CPTMoreThreads", [{}] * NUM_SLOTS)):
             assert seen.pop("graph_prefix").startswith("look.")
-            assert [where["slot"] for where in seen.pop("map")] == [slot] * 4
-            assert {name: where["slot"] for name, where in seen.items()} == dict.fromkeys(seen, slot)
+            there = server.slot_there(slot)
+            assert [where["slot"] for where in seen.pop("map")] == [there] * 4
+            assert {name: where["slot"] for name, where in seen.items()} == dict.fromkeys(seen, there)
 
 
 def test_intra_op_threads(make_server: MakeServer) -> None:
@@ -258,6 +262,7 @@ def test_slots_that_load_at_once_keep_their_lists_apart(server: HostServer) -> N
         assert seen == {"loads": 5 * rounds, "missing": 0, "foreign": 0}
 
 
+@ABOUT_ONE_PROCESS
 def test_slots_that_load_different_checkpoints_at_once_hold_their_own(server: HostServer) -> None:
     key = new_key()
     jobs = []
@@ -278,6 +283,7 @@ def test_slots_that_load_different_checkpoints_at_once_hold_their_own(server: Ho
     assert not addresses[0] & addresses[1]
 
 
+@ABOUT_ONE_PROCESS
 @pytest.mark.parametrize(("owner_slot", "on_loop"), [(0, False), (1, False), (0, True)])
 def test_a_model_that_dies_on_another_slots_thread(server: HostServer, owner_slot: int, on_loop: bool) -> None:
     roles = ["owner", "collector"] if owner_slot == 0 else ["collector", "owner"]
