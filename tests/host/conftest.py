@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 from tests.host.server import HostServer
 
 MakeServer = Callable[..., HostServer]
+
+#: For a test of what slots of one process share.
+ABOUT_ONE_PROCESS = pytest.mark.skipif(
+    os.environ.get("COMFY_PARALLEL_TEST_SLOTS") == "process", reason="slots in processes of their own share none of it"
+)
 
 
 @contextmanager

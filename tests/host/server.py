@@ -17,7 +17,6 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-import pytest
 import websocket
 
 from tests.ports import free_port
@@ -40,12 +39,6 @@ def without_front_end(directory: Path) -> list[str]:
     directory.mkdir(exist_ok=True)
     (directory / "index.html").write_text("<html></html>")
     return ["--front-end-root", str(directory)]
-
-
-#: For a test of what slots of one process share.
-ABOUT_ONE_PROCESS = pytest.mark.skipif(
-    os.environ.get("COMFY_PARALLEL_TEST_SLOTS") == "process", reason="slots in processes of their own share none of it"
-)
 
 
 def of_kind_under_test(slots: str) -> str:

@@ -19,9 +19,9 @@ from comfy_parallel.patching import scan
 from comfy_parallel.patching.sources import Checkout
 from tests.conftest import REPO_DIR
 from tests.host import workflows
-from tests.host.conftest import MakeServer
+from tests.host.conftest import ABOUT_ONE_PROCESS, MakeServer
 from tests.host.jobs import new_key, outcome, quick, run_on_each, shown
-from tests.host.server import ABOUT_ONE_PROCESS, NODES_DIR, HostServer
+from tests.host.server import NODES_DIR, HostServer
 from tests.host.workflows import Workflow, node
 
 pytestmark = pytest.mark.host

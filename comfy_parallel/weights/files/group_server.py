@@ -135,7 +135,8 @@ class GroupServer:
 
     def _on_release(self, caller: _Caller, number: int) -> tuple[Any, int | None]:
         with self._changed:
-            self._memories[number].users.discard(caller)
+            if number in self._memories:
+                self._memories[number].users.discard(caller)
             self._drop_unused()
         return None, None
 

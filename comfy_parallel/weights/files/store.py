@@ -135,6 +135,7 @@ class WeightFile:
             self._converted = {key: made for key, made in self._converted.items() if {key[0], made[0]} <= kept}
             if not self.is_used:
                 self.content = self.index = None
+                self._arenas, self._converted = [], {}
                 self.handed.close()
         finally:
             self.lock.release()

@@ -122,6 +122,15 @@ def test_memory_goes_with_its_last_user(server: GroupServer) -> None:
     assert other.find("weights") is None
 
 
+def test_what_is_gone_may_be_released_again(server: GroupServer) -> None:
+    link = Link(server.name)
+    assert link.find("weights") is None
+    number = put(link, "weights", b"numbers")
+    link.release(number)
+    link.release(number)
+    assert link.find("weights") is None
+
+
 def test_more_in_the_same_memory_is_handed_over_under_its_number(server: GroupServer) -> None:
     maker = Link(server.name)
     fd = os.memfd_create("test")
