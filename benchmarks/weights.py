@@ -151,7 +151,7 @@ def memory_after(server: HostServer, count: int | None, names: tuple[str, ...]) 
         ids = [server.submit(txt2img(next(_seeds), ckpt=name, steps=1), slot)["prompt_id"] for slot in slots]
         for entry in server.wait(ids, 300).values():
             assert entry["status"]["completed"], entry["status"]
-    return server.pss_bytes
+    return server.used_bytes
 
 
 def switch_seconds(server: HostServer, names: tuple[str, str]) -> float:

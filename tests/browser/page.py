@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from selenium.common.exceptions import JavascriptException, TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    JavascriptException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -19,6 +26,13 @@ from tests.host.workflows import Workflow
 
 TIMEOUT_S = 60.0
 POLL_S = 0.1
+UNREADY = (  # what a page says while it draws itself
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    JavascriptException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 NO_TOUR = {"Comfy.TutorialCompleted": True}  # which a first visit starts with
 
 FILE_INPUT = "#comfy-file-input"  # behind the menu's "Open"
@@ -71,7 +85,16 @@ class Page:
 
     def run(self) -> None:
         """Press the Run button."""
-        self.run_button().click()
+        self.press(RUN_BUTTON)
+
+    def press(self, selector: str) -> None:
+        """Press what the page shows there, once that can be pressed: the page may draw it anew at any moment."""
+
+        def pressed() -> bool:
+            self.driver.find_element(By.CSS_SELECTOR, selector).click()
+            return True
+
+        self.wait(f"{selector} to press", pressed)
 
     def run_button(self) -> WebElement:
         """The Run button, once the page has it."""
@@ -83,11 +106,11 @@ class Page:
 
     def show_all_nodes(self) -> None:
         """Bring all nodes into view: the page loads the images of no others."""
-        self.driver.find_element(By.CSS_SELECTOR, FIT_BUTTON).click()
+        self.press(FIT_BUTTON)
 
     def open_assets(self) -> None:
         """Show the panel with the images of all jobs."""
-        self.driver.find_element(By.CSS_SELECTOR, ASSETS_BUTTON).click()
+        self.press(ASSETS_BUTTON)
 
     def asset(self, file_name: str) -> bytes | None:
         """The pixels of the image with this name, once the page shows it."""
@@ -108,7 +131,7 @@ class Page:
 
     def wait(self, what: str, condition: Callable[[], T | None]) -> T:
         """The condition's result, once it is true."""
-        waiting = WebDriverWait(self.driver, TIMEOUT_S, POLL_S, [JavascriptException])
+        waiting = WebDriverWait(self.driver, TIMEOUT_S, POLL_S, UNREADY)
         try:
             return waiting.until(lambda _: condition() or False)
         except TimeoutException:

@@ -67,7 +67,7 @@ def meeting(parties: int) -> Workflow:
         {
             "parties": node("CPTConstInt", value=parties),
             "told": node("CPTOut", value=["parties", 0]),  # The host runs this first: a node that shows something.
-            "meet": node("CPTRendezvous", key="page", parties=["parties", 0], timeout=60.0),
+            "meet": node("CPTRendezvous", key="page", parties=["parties", 0], timeout=240.0),
             "work": node("CPTProgress", steps=["meet", 0], ms=1, seed=0x4080C0),
             "save": node("SaveImage", images=["work", 0], filename_prefix="meeting"),
         }

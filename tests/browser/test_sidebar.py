@@ -28,7 +28,7 @@ class Sidebar:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        page.wait("the tab's button", lambda: self.js(f"return document.querySelector('{TAB}')")).click()
+        page.press(TAB)
         page.wait("the slots", lambda: len(self.js(f"return [...{ROOT}.querySelectorAll('article')]")) == 2)
 
     def js(self, script: str, *arguments: Any) -> Any:

@@ -132,7 +132,7 @@ def await_port(process: subprocess.Popen[bytes], port: int, home: Path) -> None:
 def complaints(program: str, home: Path) -> str:
     """What `nginx -t` says against the configuration that `write_config` wrote; empty if nothing."""
     command = [program, "-t", "-p", str(home), "-e", str(home / "error.log"), "-c", "nginx.conf"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120)
     return "" if done.returncode == 0 and "[warn]" not in done.stderr else done.stderr
 
 

@@ -82,7 +82,7 @@ def test_an_installed_package_gets_a_folder_that_installs_it(comfyui: Path, entr
         env={"PYTHONPATH": str(fake.parent)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "installed\n")
     names: dict[str, object] = {}

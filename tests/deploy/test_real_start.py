@@ -18,7 +18,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.deploy
 
 REPO_DIR = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + 120
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=10):
+            with urllib.request.urlopen(url, timeout=60):
                 return
         except OSError:
             ended = process.poll() is not None
@@ -42,7 +42,7 @@ def await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ctrl_c_reaches_children")
 def test_starts_a_real_comfyui_that_passes_the_quick_test_and_stops_on_ctrl_c(
     plain_env: dict[str, str], tmp_path: Path, host_dir: Path
@@ -69,7 +69,7 @@ def test_starts_a_real_comfyui_that_passes_the_quick_test_and_stops_on_ctrl_c(
                 [REPO_DIR / "quick_test.sh", "--url", f"http://127.0.0.1:{port}"],
                 capture_output=True,
                 text=True,
-                timeout=90,
+                timeout=240,
             )
             os.killpg(process.pid, signal.SIGINT)
             process.communicate(timeout=TIMEOUT_S)  # returns when the log is complete, too

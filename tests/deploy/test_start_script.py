@@ -20,7 +20,7 @@ pytestmark = pytest.mark.deploy
 REPO_DIR = Path(__file__).resolve().parents[2]
 NAME = "start_multi_gpu.sh"
 SCRIPT = REPO_DIR / NAME
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 # Stands in for ComfyUI where only the script's own behaviour matters.
 FAKE_MAIN = """

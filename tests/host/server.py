@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import websocket
 
+from tests.host.memory import used_bytes
 from tests.ports import free_port
 
 JSON = dict[str, Any]
@@ -120,9 +121,9 @@ class HostServer:
         return self._process is not None and self._process.poll() is None
 
     @property
-    def pss_bytes(self) -> int:
-        """Proportional set size of the host's process."""
-        return self._memory("Pss")
+    def used_bytes(self) -> int:
+        """Memory that the host's process needs, whatever runs beside it."""
+        return used_bytes(self.pid)
 
     @property
     def rss_bytes(self) -> int:

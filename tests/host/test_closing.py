@@ -160,7 +160,7 @@ def test_sigterm_lets_running_jobs_end_and_tells_those_that_wait(make_server: Ma
     server = make_server(slots="cpu,cpu", env={"COMFY_PARALLEL_DRAIN_S": "60"})
     events = urllib.request.urlopen(f"{server.url}/parallel/events", timeout=WAIT_S)
     with server.websocket() as client:
-        job_id = server.submit(progress(1, steps=30, ms=100), 0, client.client_id)["prompt_id"]
+        job_id = server.submit(progress(1, steps=100, ms=100), 0, client.client_id)["prompt_id"]
         client.wait_for(lambda event: event["type"] == "progress")
         waiting = [server.submit(quick(number), 0)["prompt_id"] for number in range(2)]
         os.kill(server.pid, signal.SIGTERM)
@@ -189,7 +189,7 @@ def test_sigterm_ends_at_once_unless_asked(make_server: MakeServer) -> None:
         start_held(server, client, 0)
         started = time.monotonic()
         assert server.stop() == -signal.SIGTERM
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < WAIT_S
 
 
 def test_a_job_that_does_not_end_in_time_is_told(make_server: MakeServer) -> None:

@@ -46,7 +46,7 @@ def test_a_job_is_followed_from_the_queue_to_its_end_while_another_reader_does_n
             kind, state = next(messages)
             assert kind == "snapshot"
             assert state["slot/1"]["job"] is None
-            job_id = server.submit(progress(61, steps=60, ms=50), 1)["prompt_id"]
+            job_id = server.submit(progress(61, steps=160, ms=50), 1)["prompt_id"]
             seen: list[JSON] = []
             for kind, parts in messages:
                 assert kind == "change"
@@ -64,4 +64,4 @@ def test_a_job_is_followed_from_the_queue_to_its_end_while_another_reader_does_n
     assert max(job["preview"] or 0 for job in seen) > 1
     ended = state["recent"][0]
     assert (ended["gpu_id"], ended["outcome"]) == (1, "succeeded")
-    assert ended["ran_s"] >= 60 * 0.05
+    assert ended["ran_s"] >= 160 * 0.05

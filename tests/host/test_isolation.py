@@ -269,7 +269,7 @@ def test_slots_that_load_different_checkpoints_at_once_hold_their_own(server: Ho
     for slot in range(NUM_SLOTS):
         workflow = workflows.txt2img(slot, ckpt="ab"[slot % 2] + ".safetensors", steps=1)
         # After sampling, so that this job's models are loaded.
-        workflow["meet"] = node("CPTRendezvous", key=key + "after", parties=NUM_SLOTS, timeout=60.0)
+        workflow["meet"] = node("CPTRendezvous", key=key + "after", parties=NUM_SLOTS, timeout=240.0)
         workflow["look"] = node("CPTLoaded", key=key, parties=NUM_SLOTS, model=["ckpt", 0])
         workflow["out"] = node("CPTOut", value=["look", 0])
         jobs.append(workflow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from comfy_parallel.http.webhooks import SIGNATURE, TIMESTAMP, sign
 from tests.host.conftest import MakeServer
 from tests.host.jobs import hold, interrupt, meet, message, new_key, outcome, quick, release, start_held
-from tests.host.server import JSON, HostServer
+from tests.host.server import JSON, POLL_S, HostServer
 from tests.host.workflows import node
 
 pytestmark = pytest.mark.host
@@ -56,6 +57,11 @@ class Receiver:
                 self.received.append((path, json.loads(body)))
             self._changed.notify_all()
         return status
+
+    def await_statuses_used(self) -> None:
+        """Return when every answer that was prepared has been given."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.statuses, WAIT_S), f"nobody came for {self.statuses}"
 
     def of(self, job_id: str) -> tuple[str, JSON]:
         """Path and body of what was told of this job."""
@@ -120,10 +126,17 @@ def test_what_is_refused_or_sent_elsewhere_is_given_up(server: HostServer, recei
     for status in (404, 307):
         receiver.statuses[:] = [status]
         refused = server.submit(quick(status))["prompt_id"]
-        server.wait([refused])
+        receiver.await_statuses_used()  # Else the next job's webhook might come first.
+        await_line(server, f"webhook of job {refused}: given up: answered with {status}")
         receiver.of(server.submit(quick(1000 + status))["prompt_id"])
         assert refused not in [told["prompt_id"] for _, told in receiver.received]
-        assert f"webhook of job {refused}: given up: answered with {status}" in server.log()
+
+
+def await_line(server: HostServer, line: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while line not in server.log():
+        assert time.monotonic() < deadline, f"the log lacks: {line}"
+        time.sleep(POLL_S)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def preload(server: HostServer, slot: int) -> int:
     assert status == 200
     (entry,) = server.wait([job["prompt_id"] for job in reply["jobs"]]).values()
     assert outcome(entry) == "success", entry["status"]
-    return server.pss_bytes
+    return server.used_bytes
 
 
 def test_another_slot_takes_little_memory_for_files_of_every_kind(make_server: MakeServer, kinds: Path) -> None:

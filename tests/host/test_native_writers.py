@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.weights.samples import PATIENCE_S, numbers, run_python, write
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
 COUNT = 5000
 
@@ -48,7 +48,7 @@ else:
     thread.join()
 seconds = time.monotonic() - began
 assert [bits(tensor) for tensor in (shared, *views.values())] == before
-assert seconds < 15, seconds
+assert seconds < 40, seconds  # The kernel lets a writer go on after 45.
 print(store.find(path).content)
 """
 

@@ -24,7 +24,7 @@ from tests.host.jobs import outcome
 from tests.host.server import JSON, HostServer, HostServerError, clean_environment
 from tests.host.workflows import node
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
 DUMP = Path(__file__).with_name("dump.py")
 APPLY_REVERT = Path(__file__).with_name("apply_revert.py")
@@ -57,7 +57,7 @@ def reports(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def apply_revert(host_dir: Path, base_dir: Path, modes: tuple[str, ...]) -> Any:
     command = [sys.executable, "-W", "ignore", str(APPLY_REVERT), str(host_dir), str(base_dir), *modes]
-    run = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-6000:]
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -59,11 +59,11 @@ def test_a_models_modules_are_as_stock_leaves_them(make_server: MakeServer, shar
 # What it costs.
 
 
-def pss_bytes(server: HostServer) -> int:
+def used_bytes(server: HostServer) -> int:
     """The smallest of some readings: a slot gives memory back just after its job's end was told."""
     readings = []
     for _ in range(10):
-        readings.append(server.pss_bytes)
+        readings.append(server.used_bytes)
         time.sleep(POLL_S)
     return min(readings)
 
@@ -82,22 +82,22 @@ def make_wide_server(make_server: MakeServer, host_dir: Path, cache_dir: Path, t
     return make
 
 
-def pss_after(server: HostServer, count: int, names: tuple[str, ...]) -> int:
-    """Proportional set size when each slot has run a job with each of these checkpoints."""
+def used_after(server: HostServer, count: int, names: tuple[str, ...]) -> int:
+    """The memory that the host needs when each slot has run a job with each of these checkpoints."""
     for name in names:
         ids = [server.submit(txt2img(slot, ckpt=name, steps=1), slot)["prompt_id"] for slot in range(count)]
         assert {outcome(entry) for entry in server.wait(ids, 300).values()} == {"success"}
-    return pss_bytes(server)
+    return used_bytes(server)
 
 
 def test_four_slots_need_little_more_memory_than_one(make_wide_server: MakeServer) -> None:
     """With one model, and when a second and the first again have been used on all slots."""
     turns = [(WIDE,), ("a.safetensors", WIDE)]
     server = make_wide_server(slots=slots(1))
-    with_one = [pss_after(server, 1, names) for names in turns]
+    with_one = [used_after(server, 1, names) for names in turns]
     server.stop()
     server = make_wide_server(slots=slots(SLOTS))
-    with_four = [pss_after(server, SLOTS, names) for names in turns]
+    with_four = [used_after(server, SLOTS, names) for names in turns]
     assert file_of(server, f"checkpoints/{WIDE}")["slots"] == list(range(SLOTS))
     told = f"{[size >> 20 for size in with_four]} MiB with {SLOTS} slots, {[size >> 20 for size in with_one]} with one"
     assert all(four < 1.10 * one for four, one in zip(with_four, with_one, strict=True)), told
@@ -108,8 +108,8 @@ def test_repeated_jobs_add_no_memory(two_slots: HostServer) -> None:
     all of the last ones."""
     server = two_slots
     names = ("a.safetensors", "b.safetensors")
-    before = max(pss_after(server, 2, names) for _ in range(2))
-    after = [pss_after(server, 2, names) for _ in range(REPEATS)]
+    before = max(used_after(server, 2, names) for _ in range(2))
+    after = [used_after(server, 2, names) for _ in range(REPEATS)]
     assert min(after[-3:]) < 1.01 * before, f"{[size >> 20 for size in after]} MiB, {before >> 20} MiB before"
 
 
