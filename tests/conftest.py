@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,7 +15,7 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 if str(REPO_DIR) not in sys.path:
     sys.path.insert(0, str(REPO_DIR))
 
-from tests import order  # noqa: E402 - needs the path above
+from tests import costs, order  # noqa: E402 - needs the path above
 from tests.host.models import cached_models  # noqa: E402
 from tests.host.pool import ServerPool, server_pool  # noqa: E402
 
@@ -23,6 +23,19 @@ from tests.host.pool import ServerPool, server_pool  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; `--no-loadscope-reorder` has pytest-xdist keep that."""
     items.sort(key=lambda item: -order.seconds(item.path))
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    item.user_properties += costs.take_starts()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    kinds = ("passed", "failed", "error", "skipped", "")  # the last holds set-ups and tear-downs
+    reports = [one for kind in kinds for one in terminalreporter.stats.get(kind, ()) if hasattr(one, "duration")]
+    if any(report.when == "teardown" for report in reports):
+        terminalreporter.section("test files by what they take", sep="=")
+        for line in costs.table(reports):
+            terminalreporter.write_line(line)
 
 
 def missing(what: str) -> NoReturn:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import websocket
 
+from tests.costs import started
 from tests.host.memory import used_bytes
 from tests.ports import free_port
 
@@ -141,6 +142,7 @@ class HostServer:
         """Start the host and return when it answers."""
         if self._process is not None:
             raise HostServerError(f"the host in {self.base_dir} is already started; stop() it first")
+        began = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = self._spawn(log)
         try:
@@ -148,6 +150,7 @@ class HostServer:
             self._check_slots()
             if "process" in self.kinds and not self.may_be_stock:
                 self._await_processes()
+            started.append(time.monotonic() - began)
         except BaseException:
             self.stop()
             raise
