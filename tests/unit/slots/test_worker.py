@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,28 +38,41 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return calls
 
 
+@pytest.fixture(autouse=True)
+def own_time(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What a worker on the test's own thread sees of `time`; those that earlier tests have left see the real one."""
+    own, thread = SimpleNamespace(sleep=time.sleep, monotonic=time.monotonic), threading.current_thread()
+
+    class Time:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(own if threading.current_thread() is thread else time, name)
+
+    monkeypatch.setattr(worker, "time", Time())
+    return own
+
+
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def pauses(own_time: SimpleNamespace) -> list[float]:
     """The pauses before each restart; the worker ends where it would make more than there are in PAUSES."""
     made: list[float] = []
 
     def sleep(seconds: float) -> None:
         made.append(seconds)
-        if len(made) == len(PAUSES):
+        if len(made) >= len(PAUSES):
             raise Ended
 
-    monkeypatch.setattr(worker.time, "sleep", sleep)
+    own_time.sleep = sleep
     return made
 
 
 @pytest.fixture
-def one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_pause(own_time: SimpleNamespace) -> None:
     """The worker ends at its first pause."""
 
     def sleep(seconds: float) -> None:
         raise Ended
 
-    monkeypatch.setattr(worker.time, "sleep", sleep)
+    own_time.sleep = sleep
 
 
 def run_worker(front: Any, prompt_worker: Callable[[Any, Any], None], index: int = 0) -> None:
@@ -114,10 +129,10 @@ def test_a_worker_that_cannot_start_is_tried_less_and_less_often(front: Any, pau
 
 
 def test_after_a_long_healthy_run_the_pause_is_short_again(
-    front: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    front: Any, pauses: list[float], own_time: SimpleNamespace
 ) -> None:
     now, starts = [0.0], []
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    own_time.monotonic = lambda: now[0]
 
     def prompt_worker(queue: Any, server: Any) -> None:
         starts.append(now[0])
@@ -197,7 +212,7 @@ def test_its_client_is_told_that_the_job_failed_and_then_that_it_ended(front: An
     assert end == {"node": None, "prompt_id": "job", "gpu_id": 0}
 
 
-def test_jobs_that_wait_are_left_for_the_restarted_worker(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_wait_are_left_for_the_restarted_worker(front: Any, own_time: SimpleNamespace) -> None:
     seen = []
 
     def sleep(seconds: float) -> None:
@@ -205,7 +220,7 @@ def test_jobs_that_wait_are_left_for_the_restarted_worker(front: Any, monkeypatc
         if len(seen) == 2:
             raise Ended
 
-    monkeypatch.setattr(worker.time, "sleep", sleep)
+    own_time.sleep = sleep
     for name in ("first", "second"):
         front.slot_queues[0].put(host_item(name))
     run_worker(front, take_and(SystemExit()))
@@ -324,7 +339,11 @@ def raise_holding(tensor: Tensor) -> None:
 @pytest.mark.parametrize("fail", [raise_plainly, raise_from, raise_while_handling, raise_holding])
 @pytest.mark.parametrize("has_job", [True, False])
 def test_what_the_dead_worker_held_is_freed_before_the_pause(
-    front: Any, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Tensor], None], has_job: bool
+    front: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    own_time: SimpleNamespace,
+    fail: Callable[[Tensor], None],
+    has_job: bool,
 ) -> None:
     held: list[weakref.ref[Tensor]] = []
 
@@ -339,7 +358,7 @@ def test_what_the_dead_worker_held_is_freed_before_the_pause(
             queue.get(timeout=0)
         fail(tensor)
 
-    monkeypatch.setattr(worker.time, "sleep", sleep)
+    own_time.sleep = sleep
     monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own keep every record with its arguments.
     front.put(host_item("job"))
     run_worker(front, prompt_worker)
