@@ -117,7 +117,7 @@ everything() {
     local failed=0 beside
     set_up --deploy --browser
     set -m # The suite gets a process group of its own, and ends with this script.
-    upstream off 1 2 4 &
+    upstream off 1 2 4 </dev/null &
     beside=$!
     set +m
     # shellcheck disable=SC2064 # the group is known now

@@ -27,7 +27,7 @@ JSON = dict[str, Any]
 
 REPO_DIR = Path(__file__).resolve().parents[2]
 NODES_DIR = Path(__file__).resolve().parent / "nodes"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.05
