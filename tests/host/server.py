@@ -122,6 +122,11 @@ class HostServer:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pss_bytes(self) -> int:
+        """Proportional set size of the host's process, which changes with what others map of the same files."""
+        return self._memory("Pss")
+
+    @property
     def used_bytes(self) -> int:
         """Memory that the host's process needs, whatever runs beside it."""
         return used_bytes(self.pid)
