@@ -30,7 +30,7 @@ def use(trusted_proxies: tuple[str, ...], fair_by: str) -> None:
 def ask_as(scope: Scope, request: web.Request) -> Scope:
     """Note in a request's scope who asks."""
     scope.peer = peer_of(request)
-    for name in _CLIENT_QUERY:
+    for name in _CLIENT_QUERY if request.query_string else ():
         scope.client_id = request.rel_url.query.get(name) or scope.client_id
     return scope
 
@@ -44,6 +44,8 @@ def peer_of(request: web.Request) -> str:
 def address_of(request: web.Request) -> str:
     """Where a request comes from: the last address that no trusted proxy has."""
     address = request.remote or "local"
+    if "X-Forwarded-For" not in request.headers:
+        return address
     forwarded = [part.strip() for part in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
     for previous in reversed([part for part in forwarded if part]):
         if not _is_trusted(address):

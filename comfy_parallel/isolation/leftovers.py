@@ -78,6 +78,8 @@ class SharedSettings:
         with self._lock:
             self._look()
             self._running.discard(job)
+            if not self._suspects:
+                return []
             for suspects in self._suspects.values():
                 suspects.discard(job)
             alone = [name for name in {**self._seen, **self._suspects} if self._suspects.get(name, {job}) == set()]
@@ -149,7 +151,7 @@ class OwnSettings:
     def end(self) -> list[Leftover]:
         """It has ended, on the same thread: what it left is put back and returned."""
         now = self._read()
-        if _are_same(dict(now), dict(self._before)):
+        if now is self._before or _are_same(dict(now), dict(self._before)):
             return []
         known = {name: before for name, before in self._before.items() if before is not UNREADABLE}
         left = [Leftover(name, now[name], before) for name, before in known.items() if not _same(now[name], before)]

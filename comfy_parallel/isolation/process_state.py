@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import locale
 import logging
@@ -16,8 +15,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from comfy_parallel.isolation.directories import directory_settings, threads_can_have_directories, unshare_directory
+from comfy_parallel.isolation.glance import Glance, Setting, environment
 from comfy_parallel.isolation.leftovers import (
     ABSENT,
     ENVIRONMENT,
@@ -35,14 +36,6 @@ _LOGGER = "level of logger "
 _NOT_HANDLED = (signal.SIGKILL, signal.SIGSTOP)
 _HANDLERS, _FILTERS = "the root logger's handlers", "the warning filters"
 _GROWS_BY_IMPORTS = (_HANDLERS, _FILTERS)
-_CLONE_FS = 0x200
-
-
-class Setting(NamedTuple):
-    """How a setting is read and set."""
-
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
 
 
 class SharedState:
@@ -58,16 +51,21 @@ class SharedState:
         self._settings = {**own, **_of_python(), **_of_torch()}
         names = {f"{_SIGNAL}{one.name}": int(one) for one in signal.Signals}
         self._signals = {name: number for name, number in names.items() if number not in _NOT_HANDLED}
+        self._glance = Glance(self._settings.values(), tuple(self._signals.values()))
         self._filters = warnings.filters
         self._modules: set[str] = set()
         self._has_imported = False
 
     def read(self) -> dict[str, Any]:
         """Each setting's value now; lists as tuples, variables of the environment as bytes."""
-        now = {name: _value(setting) for name, setting in self._settings.items()}
-        now |= {ENVIRONMENT + os.fsdecode(name): value for name, value in dict(_environment()).items()}
-        now |= {name: signal.getsignal(number) for name, number in self._signals.items()}
+        now = self._glance.look(self._read)
         self._note_imports()
+        return now
+
+    def _read(self) -> dict[str, Any]:
+        now = {name: _value(setting) for name, setting in self._settings.items()}
+        now |= {ENVIRONMENT + os.fsdecode(name): value for name, value in dict(environment()).items()}
+        now |= {name: signal.getsignal(number) for name, number in self._signals.items()}
         return now
 
     def stays(self, name: str, before: Any, value: Any) -> bool:
@@ -120,33 +118,6 @@ def job_watch(on_main_thread: Callable[..., object]) -> JobWatch:
         return OwnSettings(own.read, own.write)
 
     return JobWatch(SharedSettings(state.read, state.write, state.stays, state.by_chance), own_of)
-
-
-def threads_can_have_directories() -> bool:
-    """Whether the system lets a thread have a working directory and a umask of its own; tried on one."""
-    answer: list[bool] = []
-    thread = threading.Thread(target=lambda: answer.append(_unshare_directory()), name="comfy_parallel-unshare")
-    thread.start()
-    thread.join()
-    return answer == [True]
-
-
-def _unshare_directory() -> bool:
-    """Give the calling thread, and the threads that it starts from now on, a working directory and umask of its own."""
-    if sys.platform != "linux":
-        return False
-    try:
-        return bool(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_FS) == 0)
-    except (OSError, AttributeError):
-        return False
-
-
-def directory_settings() -> dict[str, Setting]:
-    """What the system keeps for the process, or for each thread that has asked for its own."""
-    return {
-        "the working directory": Setting(_cwd, lambda path: None if path is None else os.chdir(path)),
-        "the umask": Setting(_umask, os.umask),
-    }
 
 
 def _of_python() -> dict[str, Setting]:
@@ -235,12 +206,13 @@ class ThreadState:
     """The settings of the calling thread, by name. `device`: the slot's. `has_directory`: it gets its own."""
 
     def __init__(self, device: str, *, has_directory: bool = False) -> None:
-        own = directory_settings() if has_directory and _unshare_directory() else {}
+        own = directory_settings() if has_directory and unshare_directory() else {}
         self._settings = {**own, **_readable(_of_thread(device))}
+        self._glance = Glance(self._settings.values())
 
     def read(self) -> Mapping[str, Any]:
         """Each setting's value now."""
-        return {name: _value(setting) for name, setting in self._settings.items()}
+        return self._glance.look(lambda: {name: _value(setting) for name, setting in self._settings.items()})
 
     def write(self, name: str, value: Any) -> None:
         """Set one of them."""
@@ -318,13 +290,17 @@ def _precision(path: str) -> Setting:
     """Of products of matrices `ieee` reads as `none`: the older setting leaves that when it is put back."""
     import torch
 
-    owner = operator.attrgetter(path)
+    try:
+        owner = operator.attrgetter(path)(torch)
+    except AttributeError:
+        return _attribute(None, path)  # Not to be read: this torch has none.
+    is_product = path.endswith("matmul")
 
     def read() -> Any:
-        value = owner(torch).fp32_precision
-        return "none" if value == "ieee" and path.endswith("matmul") else value
+        value = owner.fp32_precision
+        return "none" if is_product and value == "ieee" else value
 
-    return Setting(read, lambda value: setattr(owner(torch), "fp32_precision", value))
+    return Setting(read, lambda value: setattr(owner, "fp32_precision", value))
 
 
 def _hooks(kept: dict[Any, Any]) -> Setting:
@@ -333,33 +309,6 @@ def _hooks(kept: dict[Any, Any]) -> Setting:
 
 def _attribute(owner: Any, name: str) -> Setting:
     return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
-
-
-def _cwd() -> str | None:
-    """None when it has been deleted."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
-
-
-def _umask() -> int:
-    """Read from the kernel where it tells: Python reads it by setting it, which other threads would notice."""
-    try:
-        status = os.open("/proc/thread-self/status", os.O_RDONLY)
-    except OSError:
-        return -1
-    try:
-        _, found, rest = os.read(status, 256).partition(b"\nUmask:")  # the second line
-    finally:
-        os.close(status)
-    return int(rest.split(None, 1)[0], 8) if found else -1
-
-
-def _environment() -> Mapping[bytes, bytes]:
-    """As the system has it: several times as fast as what decodes each."""
-    encoded: Mapping[bytes, bytes] = getattr(os.environ, "_data", None) or os.environb
-    return encoded
 
 
 def _set_variable(name: str, value: Any) -> None:

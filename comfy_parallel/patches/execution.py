@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from comfy_parallel.errors import HostMismatch
@@ -13,7 +14,9 @@ from comfy_parallel.http import events
 from comfy_parallel.isolation import kept_outputs, out_of_memory
 from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.patching.engine import Fit, Patch
+from comfy_parallel.patching.namespaces import View, with_globals
 from comfy_parallel.patching.sources import ModuleSource
+from comfy_parallel.slots import loops
 from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_from_call
 
@@ -60,6 +63,10 @@ def _get_output(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_output_from_returns
 
 
+def _keeping_loop(original: FunctionType, asyncio: Any) -> FunctionType:
+    return with_globals(original, asyncio=View(asyncio, run=loops.run))
+
+
 PATCHES: tuple[Patch, ...] = (
     QueuePatch(
         target="execution:PromptQueue",
@@ -68,6 +75,16 @@ PATCHES: tuple[Patch, ...] = (
         why="One host queue must feed one queue per slot.",
         until="the host accepts a queue factory",
         hazards=(4, 5, 6, 7, 8, 9),
+    ),
+    Patch(
+        target="execution:PromptExecutor.execute",
+        wrap=_keeping_loop,
+        params=("self", "prompt", "prompt_id"),
+        needs=("asyncio",),
+        feature="speed",
+        spare=True,
+        why="Each job makes an event loop and lets go of the interpreter a dozen times meanwhile.",
+        until="the host keeps its executor's loop",
     ),
     Patch(
         target="execution:PromptExecutor.execute",

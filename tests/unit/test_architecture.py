@@ -68,7 +68,7 @@ PURE = (
     "isolation.interrupts",
 )
 PRINTS = {"ops/cli.py"}
-EDGES = {"ops/cli.py", "slots/device.py", "install.py", "isolation/process_state.py"}
+EDGES = {"ops/cli.py", "slots/device.py", "install.py", "isolation/glance.py", "isolation/process_state.py"}
 
 
 def place_of(name: str) -> str:
