@@ -1,14 +1,14 @@
 """The journal's file: writing to it without fail, or saying once why that does not work.
 
-A change reaches the file in two steps. A commit gives it to the operating system, from where a killed process cannot
-lose it; an fsync, on a thread, brings it to the disk, which a power cut leaves as it is, within a second. Requests wait
-for the commit, on the event loop, which takes less time than to wake a thread; with `is_power_safe` for the fsync too.
-Those that wait together share one.
+A change goes two steps. It is written to a log, from where a killed process cannot lose it: requests and slots wait for
+that, which takes microseconds. Once a second a thread copies what came into the SQLite file and brings that to the
+disk, which a power cut leaves as it is. With `is_power_safe` requests wait for the disk, together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import sqlite3
@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from comfy_parallel.errors import JournalError
 from comfy_parallel.journal import schema
+from comfy_parallel.journal.log import Log, Statement
 
 try:
     import fcntl
@@ -28,11 +29,11 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-Statement = tuple[str, tuple[Any, ...]]
 _Failure = (sqlite3.Error, OSError, ValueError, OverflowError)
 
 _BUSY_S = 0.2
-_EVERY_S = 1.0  # how often what could not be written is tried again, and the log is copied into the database
+_EVERY_S = 1.0  # how often changes are copied into the database, what could not be written is tried again, and more
+_NOTED = "UPDATE log SET number = ?"
 _MOST_WAL_BYTES = 64 << 20
 
 
@@ -51,12 +52,13 @@ class JournalFile:
     def __init__(self, path: Path, *, is_power_safe: bool = False) -> None:
         self.path = path
         self._is_power_safe = is_power_safe
-        self._next_commit: asyncio.Future[None] | None = None  # of the event loop's
         self._is_ahead_of_disk = False
         self.problem: str | None = None  # why changes are not in the file now
-        self._mutex = threading.Lock()  # of `_backlog` and `_awaiting`; never held while a disk is waited for
+        self._mutex = threading.Lock()  # of `_new` and `_awaiting`; never held while a disk is waited for
+        self._logging = threading.Lock()  # of the log, `_backlog` and the numbers
         self._writing = threading.Lock()  # of `_connection`
-        self._backlog: list[Statement] = []
+        self._new: list[Statement] = []  # not in the log yet
+        self._backlog: list[Statement] = []  # not in the database yet
         self._awaiting: list[asyncio.Future[None]] = []
         self._takes_no_more = False  # closed, or broken for good
         self._is_ended, self._wake = threading.Event(), threading.Event()
@@ -65,8 +67,9 @@ class JournalFile:
             self._lock = _lock(path)
             self._connection = _connect(path)
             schema.migrate(self._connection)
-            self._log = os.open(f"{path}-wal", os.O_RDWR)
-        except (OSError, sqlite3.Error) as error:
+            self._open_log()
+            self._wal = os.open(f"{path}-wal", os.O_RDWR)
+        except _Failure as error:
             raise JournalError(f"{path}: {error}", _remedy(error)) from error
         self._threads = [
             threading.Thread(target=work, daemon=True, name="comfy_parallel-journal")
@@ -75,12 +78,25 @@ class JournalFile:
         for thread in self._threads:
             thread.start()
 
+    def _open_log(self) -> None:
+        """Begin the log anew, after what a killed process has left in it is in the database."""
+        [(name, self._number)] = self._connection.execute("SELECT name, number FROM log").fetchall()
+        self._log = Log(self.path.with_name(self.path.name + "-log"), name)
+        records = self._log.read(self._number)
+        if records:
+            self._number = records[-1][0]
+            changes = [statement for _, statements in records for statement in statements]
+            _in_one_go(self._connection, [*changes, (_NOTED, (self._number,))])
+        self._missing = self._number  # the last record that did not get into the log
+        self._copied = self._number  # the last one that is in the database
+
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """All rows of a query.
 
         Raises:
             JournalError: when the file is broken.
         """
+        self._flush()
         try:
             with self._writing:
                 return self._connection.execute(query).fetchall()
@@ -92,33 +108,27 @@ class JournalFile:
         thread. Waits for nothing and never raises."""
         with self._mutex:
             if not self._takes_no_more:
-                self._backlog.extend(statements)
+                self._new.extend(statements)
         if soon:
             self._wake.set()
 
     def flush(self) -> None:
         """Give all changes so far to the operating system. Never raises: what cannot be written is kept in memory, and
         tried again once a second."""
-        if self.problem is None:
+        with self._logging:
+            self._log_new()
+            is_missing = self._missing > self._copied
+        if is_missing and self.problem is None:
             self._flush()
 
     async def kept(self) -> None:
         """Wait until all changes so far are where a kill of the process leaves them, or cannot be brought there now."""
-        if self.problem is not None or self._takes_no_more:
+        if self._takes_no_more:
             return
-        if self._is_power_safe:
+        if self._is_power_safe and self.problem is None:
             await self._on_disk()
-            return
-        if self._next_commit is None:
-            loop = asyncio.get_running_loop()
-            self._next_commit = loop.create_future()
-            loop.call_soon(self._commit_for_all, self._next_commit)
-        await asyncio.shield(self._next_commit)  # One request that is cancelled does not cancel it for the others.
-
-    def _commit_for_all(self, committed: asyncio.Future[None]) -> None:
-        self._next_commit = None
-        self.flush()
-        committed.set_result(None)
+        else:
+            self.flush()
 
     async def _on_disk(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -137,11 +147,12 @@ class JournalFile:
             thread.join()
         self._flush()
         with self._writing:
-            with self._mutex:
+            with self._logging, self._mutex:
                 self._takes_no_more = True
+                self._log.close()
             with suppress(sqlite3.Error):  # What a problem has kept from the file has been told.
                 self._connection.close()
-            os.close(self._log)
+            os.close(self._wal)
             if self._lock is not None:
                 self._lock.close()
 
@@ -152,30 +163,52 @@ class JournalFile:
         self.problem = None
         self._write_backlog()  # What came meanwhile was left to this thread.
 
+    def _log_new(self) -> None:
+        """Write to the log what is not there yet."""
+        with self._mutex:
+            new, self._new = self._new, []
+        if not new:
+            return
+        self._number += 1
+        if not self._log.append(self._number, new):
+            self._missing = self._number
+        self._backlog += new
+        if self._log.is_filling:
+            self._wake.set()
+
     def _write_backlog(self) -> bool:
-        """Write what there is, and what comes meanwhile; whether anything was written, and all of it."""
+        """Copy what there is into the database, and what comes meanwhile; whether there was anything, and all went."""
         has_written = False
         with self._writing:
             while batch := self._take_backlog():
+                changes, number = batch
                 try:
-                    _in_one_go(self._connection, batch)
+                    _in_one_go(self._connection, [*changes, (_NOTED, (number,))])
                 except _Failure as error:
-                    self._fail(error, batch)
+                    self._fail(error, changes)
                     return False
+                with self._logging:
+                    self._copied = number
+                    self._log.release()
                 has_written = self._is_ahead_of_disk = True
         return has_written
 
-    def _take_backlog(self) -> list[Statement]:
-        with self._mutex:
+    def _take_backlog(self) -> tuple[list[Statement], int] | None:
+        """The changes that are not in the database, and the number of the last record of them; None without any."""
+        with self._logging:
+            self._log_new()
+            if not self._backlog or self._takes_no_more:
+                return None
+            self._log.turn()
             batch, self._backlog = self._backlog, []
-        return [] if self._takes_no_more else batch
+            return batch, self._number
 
     def _fail(self, error: Exception, batch: list[Statement]) -> None:
         with suppress(sqlite3.Error):  # It has told what is wrong; a transaction that it has ended is none.
             self._connection.rollback()
         is_new = self.problem is None
         self.problem = f"{error}; {_remedy(error)}"
-        with self._mutex:
+        with self._logging:
             if isinstance(error, sqlite3.OperationalError | OSError):
                 self._backlog[:0] = batch
             else:  # broken: no later attempt can work
@@ -203,7 +236,7 @@ class JournalFile:
         try:
             if (awaiting or self._is_ahead_of_disk) and self.problem is None:
                 self._is_ahead_of_disk = False
-                os.fsync(self._log)
+                os.fsync(self._wal)
         except OSError as error:
             with self._writing:
                 self._fail(error, [])
@@ -217,7 +250,7 @@ class JournalFile:
             while not self._is_ended.wait(_EVERY_S):
                 try:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                    if os.fstat(self._log).st_size > _MOST_WAL_BYTES:
+                    if os.fstat(self._wal).st_size > _MOST_WAL_BYTES:
                         with self._writing:
                             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 except (sqlite3.Error, OSError) as error:
@@ -233,13 +266,9 @@ def _release(futures: list[asyncio.Future[None]]) -> None:
 
 
 def _in_one_go(connection: sqlite3.Connection, statements: Iterable[Statement]) -> None:
-    statements = list(statements)
-    if len(statements) == 1:  # Each call lets go of the interpreter, which other threads then have for a while.
-        connection.execute(*statements[0])
-        return
     connection.execute("BEGIN IMMEDIATE")
-    for statement, values in statements:
-        connection.execute(statement, values)
+    for statement, same in itertools.groupby(statements, key=lambda one: one[0]):
+        connection.executemany(statement, [values for _, values in same])
     connection.execute("COMMIT")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from comfy_parallel.errors import JournalError
-from comfy_parallel.journal.file import JournalFile, Statement
+from comfy_parallel.journal.file import JournalFile
+from comfy_parallel.journal.log import Statement
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,9 @@ class Journal:
             ("INSERT INTO ends (job, prompt_id, entry) VALUES (?, ?, ?)", (job, prompt_id, _text_of(shown))),
         )
 
-    def forget(self, prompt_ids: Iterable[str]) -> None:
-        """These jobs are in the history no more."""
-        self._file.write(*_each((_JOB_OF_END, _WITHOUT_END), map(_bindable, prompt_ids)), soon=True)
+    def forget(self, prompt_ids: Iterable[str], *, soon: bool = True) -> None:
+        """These jobs are in the history no more. `soon`: as of `accept`."""
+        self._file.write(*_each((_JOB_OF_END, _WITHOUT_END), map(_bindable, prompt_ids)), soon=soon)
 
     def forget_all(self) -> None:
         """The history was cleared."""

@@ -20,7 +20,12 @@ _VERSION_2 = (
     "ALTER TABLE jobs ADD COLUMN request_key TEXT",
     "ALTER TABLE jobs ADD COLUMN traits TEXT NOT NULL DEFAULT '{}'",
 )
-_STEPS = (_VERSION_1, _VERSION_2)  # step i leads from version i to version i + 1
+# Which records of the log are in the tables: those up to this number, of the log that has this name.
+_VERSION_3 = (
+    "CREATE TABLE log (name TEXT NOT NULL, number INTEGER NOT NULL)",
+    "INSERT INTO log VALUES (hex(randomblob(16)), 0)",
+)
+_STEPS = (_VERSION_1, _VERSION_2, _VERSION_3)  # step i leads from version i to version i + 1
 
 VERSION = len(_STEPS)
 

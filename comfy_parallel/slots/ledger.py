@@ -198,7 +198,7 @@ class Ledger:
         job = self._running.pop(item_id, None) or self._live.get(prompt_id)
         if job is not None:
             self.settle(job, entry)
-        self.match(history)
+        self.match(history, soon=False)
 
     def settle(self, job: QueueItem, entry: dict[str, Any]) -> None:
         """The job has ended with this entry, which gains the number of its attempts when there were several."""
@@ -215,8 +215,8 @@ class Ledger:
         if self.journal is not None and job.is_kept:
             self.journal.end(job.arrival, job[1], entry, is_first=is_first)
 
-    def match(self, history: dict[str, Any]) -> None:
-        """Forget what the history has forgotten: it is bounded, and can be cleared."""
+    def match(self, history: dict[str, Any], *, soon: bool = True) -> None:
+        """Forget what the history has forgotten: it is bounded, and can be cleared. `soon`: no `flush` follows."""
         if len(self._ended) <= len(history):
             return
         oldest = next(iter(self._ended))
@@ -226,7 +226,7 @@ class Ledger:
             self._forget_key(self._ended.pop(prompt_id))
         if self.journal is not None:
             if self._ended:
-                self.journal.forget(gone)
+                self.journal.forget(gone, soon=soon)
             else:
                 self.journal.forget_all()
 

@@ -16,9 +16,7 @@ from typing import Any
 from comfy_parallel.slots.slot import SlotLocal, current_slot
 
 _stock_run = asyncio.run
-_LOOP_IS_NEW: dict[
-    str, Callable[[Any], bool]
-] = {  # by attribute of asyncio's own loop
+_LOOP_IS_NEW: dict[str, Callable[[Any], bool]] = {  # by attribute of asyncio's own loop
     "_ready": lambda ready: not ready,
     "_scheduled": lambda timers: not timers,
     "_asyncgens": lambda generators: not generators,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from comfy_parallel.errors import JournalError
-from comfy_parallel.journal import schema
+from comfy_parallel.journal import log, schema
 from comfy_parallel.journal.journal import Journal
 
 REPO_DIR = Path(__file__).parents[3]
@@ -76,12 +77,27 @@ def test_a_broken_file_is_refused_with_a_remedy(tmp_path: Path) -> None:
         Journal(path)
 
 
+def await_problem(journal: Journal) -> None:
+    """The thread that copies changes into the database looks once a second."""
+    journal.flush()
+    deadline = time.monotonic() + 60
+    while journal.problem is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def as_killed(path: Path, to: Path) -> Journal:
+    """A journal over what a kill would leave now."""
+    for end in ("", "-wal", "-log"):
+        shutil.copy(f"{path}{end}", f"{to}{end}")
+    return Journal(to)
+
+
 def test_what_a_full_file_does_not_take_is_written_when_there_is_room(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "state.sqlite3")
     connection = journal._file._connection
     connection.execute("PRAGMA max_page_count=10")
     journal.accept(1, (1, "big", {"text": "x" * 200_000}, {}, []), target=None)
-    journal.flush()
+    await_problem(journal)
     assert journal.problem is not None
     assert "make room" in journal.problem
     asyncio.run(asyncio.wait_for(journal.kept(), 20))  # nobody waits for a disk that is full
@@ -99,16 +115,19 @@ def test_what_a_full_file_does_not_take_is_written_when_there_is_room(tmp_path: 
 def test_many_wait_together_and_find_all_that_was_told_before(tmp_path: Path, is_power_safe: bool) -> None:
     journal = Journal(tmp_path / "state.sqlite3", is_power_safe=is_power_safe)
 
-    async def accept(number: int) -> int:
+    async def accept(number: int) -> None:
         journal.accept(number, (number, f"id-{number}", {}, {}, []), target=None)
         await asyncio.wait_for(journal.kept(), 60)
-        with closing(sqlite3.connect(tmp_path / "state.sqlite3")) as reader:
-            return int(reader.execute("SELECT count(*) FROM jobs WHERE job = ?", (number,)).fetchone()[0])
+        if number in (0, 150):
+            after = as_killed(journal.path, tmp_path / f"copy-{number}")
+            assert number in {job.job for job in after.recover().waiting}
+            after.close()
 
-    async def accept_all() -> list[int]:
-        return await asyncio.gather(*(accept(number) for number in range(200)))
+    async def accept_all() -> None:
+        await asyncio.gather(*(accept(number) for number in range(200)))
 
-    assert asyncio.run(accept_all()) == [1] * 200
+    asyncio.run(accept_all())
+    assert [job.job for job in journal.recover().waiting] == list(range(200))
     journal.close()
 
 
@@ -180,4 +199,42 @@ def test_it_is_up_to_date_only_when_all_that_came_meanwhile_is_written(tmp_path:
             while journal.problem is not None:
                 time.sleep(0.001)
             assert other.execute("SELECT count(*) FROM jobs").fetchone() == (2 * attempt + 2,)
+    journal.close()
+
+
+def test_what_does_not_fit_into_the_log_is_kept_at_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "HALF_BYTES", 2000)
+    journal = Journal(tmp_path / "state.sqlite3")
+    for job in range(60):
+        journal.accept(job, (job, f"id-{job}", {"text": "x" * (job % 7 * 500)}, {}, []), target=None)
+        journal.start(job, 1)
+        if job % 2:
+            journal.remove([job])
+        journal.flush()
+        if job % 5 == 0:
+            after = as_killed(journal.path, tmp_path / f"copy-{job}")
+            kept = after.recover().waiting
+            assert [one.job for one in kept] == list(range(0, job + 1, 2))
+            assert [one.attempts for one in kept] == [1] * len(kept)
+            after.close()
+    journal.close()
+
+
+def test_a_problem_of_the_database_does_not_keep_changes_from_the_log(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    with closing(sqlite3.connect(tmp_path / "state.sqlite3", isolation_level=None)) as other:
+        for job in range(2):  # In both halves: those of the first are still needed.
+            other.execute("BEGIN IMMEDIATE")
+            journal.accept(2 * job, (0, f"before-{job}", {}, {}, []), target=None)
+            await_problem(journal)
+            journal.accept(2 * job + 1, (0, f"after-{job}", {}, {}, []), target=None)
+            journal.flush()
+            after = as_killed(journal.path, tmp_path / f"copy-{job}")
+            assert [one.job for one in after.recover().waiting] == list(range(2 * job + 2))
+            after.close()
+            other.execute("ROLLBACK")
+            while journal.problem is not None:
+                time.sleep(0.001)
     journal.close()
