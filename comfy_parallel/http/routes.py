@@ -68,10 +68,12 @@ def _add_metrics(routes: web.RouteTableDef, front: Any) -> None:
 def _add_probes(routes: web.RouteTableDef, front: Any) -> None:
     @routes.get("/health")
     async def health(request: web.Request) -> web.Response:
+        await front.ledger.tried()
         return web.json_response({"slots": probes.slots_health(front), "queue": probes.queue_health(front)})
 
     @routes.get("/ready")
     async def ready(request: web.Request) -> web.Response:
+        await front.ledger.tried()
         reason = probes.why_not_ready(front)
         if reason is None:
             return web.json_response({"ready": True, "reason": None, **probes.degraded(front)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 ABSENT: Any = object()
 UNREADABLE: Any = object()  # Reading it failed: a library may refuse to tell what a job has made of it.
 ENVIRONMENT = "environment variable "
+_FRESH_S = 0.001  # A slot's next job begins as it found things at the end of the last one, if that is no longer ago.
 _MOST = 200  # characters of a value in the log
 
 
@@ -67,10 +69,11 @@ class SharedSettings:
         """Whether it has begun and not ended."""
         return job in self._running
 
-    def begin(self, job: Hashable) -> None:
-        """A job starts: what was changed until now, it has not changed."""
+    def begin(self, job: Hashable, *, is_fresh: bool = False) -> None:
+        """A job starts: what was changed until now, it has not changed. `is_fresh`: the last `end` was just now."""
         with self._lock:
-            self._look()
+            if not is_fresh:
+                self._look()
             self._running.add(job)
 
     def end(self, job: Hashable) -> list[Leftover]:
@@ -142,18 +145,21 @@ class OwnSettings:
 
     def __init__(self, read: Callable[[], Mapping[str, Any]], write: Callable[[str, Any], None]) -> None:
         self._read, self._write = read, write
-        self._before: Mapping[str, Any] = {}
+        self._before: Mapping[str, Any] | None = None
 
-    def begin(self) -> None:
-        """The slot's job starts, on the calling thread."""
-        self._before = self._read()
+    def begin(self, *, is_fresh: bool = False) -> None:
+        """The slot's job starts, on the calling thread. `is_fresh`: the last `end` was just now."""
+        if not is_fresh or self._before is None:
+            self._before = self._read()
 
     def end(self) -> list[Leftover]:
         """It has ended, on the same thread: what it left is put back and returned."""
         now = self._read()
-        if now is self._before or _are_same(dict(now), dict(self._before)):
+        found, self._before = self._before or {}, None
+        if now is found or _are_same(dict(now), dict(found)):
+            self._before = now
             return []
-        known = {name: before for name, before in self._before.items() if before is not UNREADABLE}
+        known = {name: before for name, before in found.items() if before is not UNREADABLE}
         left = [Leftover(name, now[name], before) for name, before in known.items() if not _same(now[name], before)]
         for one in left:
             try:
@@ -213,6 +219,7 @@ class JobWatch:
     def __init__(self, shared: SharedSettings, own_of: Callable[[Slot], OwnSettings]) -> None:
         self._shared, self._own_of = shared, own_of
         self._own: dict[int, tuple[int, OwnSettings]] = {}  # by slot: the worker's thread, and its settings
+        self._ended_at: dict[int, float] = {}  # by slot
 
     def begin(self) -> None:
         """The calling slot's worker is about to run a job."""
@@ -223,8 +230,9 @@ class JobWatch:
         if own is None or thread != threading.get_ident():
             own = self._own_of(slot)
             self._own[slot.index] = threading.get_ident(), own
-        own.begin()
-        self._shared.begin(slot.index)
+        is_fresh = time.monotonic() - self._ended_at.get(slot.index, 0.0) < _FRESH_S
+        own.begin(is_fresh=is_fresh)
+        self._shared.begin(slot.index, is_fresh=is_fresh)
 
     def end(self) -> None:
         """The job has ended, and its end is about to be told."""
@@ -233,6 +241,7 @@ class JobWatch:
         thread, own = self._own.get(slot.index, (0, None))
         if own is not None and thread == threading.get_ident():  # A node pack may end a job on another.
             left += own.end()
+        self._ended_at[slot.index] = time.monotonic()
         tell(slot.name, None if slot.run is None else slot.run.prompt_id, left)
 
 

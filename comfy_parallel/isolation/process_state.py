@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import locale
 import logging
@@ -294,13 +295,15 @@ def _precision(path: str) -> Setting:
         owner = operator.attrgetter(path)(torch)
     except AttributeError:
         return _attribute(None, path)  # Not to be read: this torch has none.
-    is_product = path.endswith("matmul")
+    setting = _attribute(owner, "fp32_precision")
+    if not path.endswith("matmul"):
+        return setting
 
     def read() -> Any:
         value = owner.fp32_precision
-        return "none" if is_product and value == "ieee" else value
+        return "none" if value == "ieee" else value
 
-    return Setting(read, lambda value: setattr(owner, "fp32_precision", value))
+    return Setting(read, setting.write)
 
 
 def _hooks(kept: dict[Any, Any]) -> Setting:
@@ -308,7 +311,7 @@ def _hooks(kept: dict[Any, Any]) -> Setting:
 
 
 def _attribute(owner: Any, name: str) -> Setting:
-    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+    return Setting(functools.partial(getattr, owner, name), functools.partial(setattr, owner, name))
 
 
 def _set_variable(name: str, value: Any) -> None:

@@ -54,12 +54,13 @@ class JournalFile:
         self._is_power_safe = is_power_safe
         self._is_ahead_of_disk = False
         self.problem: str | None = None  # why changes are not in the file now
-        self._mutex = threading.Lock()  # of `_new` and `_awaiting`; never held while a disk is waited for
+        self._mutex = threading.Lock()  # of these lists and `_new`; never held while a disk is waited for
         self._logging = threading.Lock()  # of the log, `_backlog` and the numbers
         self._writing = threading.Lock()  # of `_connection`
         self._new: list[Statement] = []  # not in the log yet
         self._backlog: list[Statement] = []  # not in the database yet
-        self._awaiting: list[asyncio.Future[None]] = []
+        self._awaiting: list[asyncio.Future[None]] = []  # until changes are on the disk
+        self._asking: list[asyncio.Future[None]] = []  # whether they can be written
         self._takes_no_more = False  # closed, or broken for good
         self._is_ended, self._wake = threading.Event(), threading.Event()
         try:
@@ -130,10 +131,20 @@ class JournalFile:
         else:
             self.flush()
 
+    async def tried(self) -> None:
+        """Wait until `problem` tells of all changes so far whether the database takes them; a second at most."""
+        with suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._next_round(self._asking), _EVERY_S)
+
     async def _on_disk(self) -> None:
+        await self._next_round(self._awaiting)
+
+    async def _next_round(self, waiting: list[asyncio.Future[None]]) -> None:
+        if self._is_ended.is_set():
+            return
         future = asyncio.get_running_loop().create_future()
         with self._mutex:
-            self._awaiting.append(future)
+            waiting.append(future)
         self._wake.set()
         await future
 
@@ -231,8 +242,11 @@ class JournalFile:
     def _bring_to_disk(self) -> None:
         """Write what there is, also what could not be written before; once it is on the disk, tell who waits."""
         with self._mutex:
-            awaiting, self._awaiting = self._awaiting, []
+            asking, awaiting = self._asking[:], self._awaiting[:]
+            self._asking.clear()
+            self._awaiting.clear()
         self._flush()
+        _tell(asking)
         try:
             if (awaiting or self._is_ahead_of_disk) and self.problem is None:
                 self._is_ahead_of_disk = False
@@ -240,9 +254,7 @@ class JournalFile:
         except OSError as error:
             with self._writing:
                 self._fail(error, [])
-        for loop in {future.get_loop() for future in awaiting}:
-            with suppress(RuntimeError):  # The server ends, and its loop is closed: nobody waits any more.
-                loop.call_soon_threadsafe(_release, [one for one in awaiting if one.get_loop() is loop])
+        _tell(awaiting)
 
     def _copy_log(self) -> None:
         """Copy SQLite's log into the database once a second, and begin it anew before it gets large."""
@@ -257,6 +269,12 @@ class JournalFile:
                     with self._writing:
                         if self.problem is None:
                             self._fail(error, [])
+
+
+def _tell(waiting: list[asyncio.Future[None]]) -> None:
+    for loop in {future.get_loop() for future in waiting}:
+        with suppress(RuntimeError):  # The server ends, and its loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(_release, [one for one in waiting if one.get_loop() is loop])
 
 
 def _release(futures: list[asyncio.Future[None]]) -> None:

@@ -96,6 +96,10 @@ class Journal:
         """As `flush`, on the event loop."""
         await self._file.kept()
 
+    async def tried(self) -> None:
+        """Wait, a second at most, until `problem` tells of all that was told so far."""
+        await self._file.tried()
+
     def accept(
         self,
         job: int,
@@ -195,7 +199,7 @@ def _bindable(text: str) -> str:
 
 def _text_of(entry: dict[str, Any]) -> str:
     try:
-        return json.dumps(entry, default=_named, skipkeys=True)
+        return _encode_entry(entry)
     except (ValueError, RecursionError) as error:  # A node's output may hold itself.
         kept = {name: entry.get(name) for name in ("gpu_id", "attempts")}
         logger.warning("comfy_parallel: the outputs of a job are not kept on disk: %s", error)
@@ -205,3 +209,6 @@ def _text_of(entry: dict[str, Any]) -> str:
 def _named(value: Any) -> str:
     """What is shown after a restart in the place of something in a history entry that is no JSON."""
     return f"<{type(value).__name__}: not kept on disk, for it is no JSON>"
+
+
+_encode_entry = json.JSONEncoder(default=_named, skipkeys=True).encode

@@ -6,7 +6,7 @@ interpreter at each, which other threads then have for up to 5 ms.
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import struct
 import zlib
@@ -18,7 +18,7 @@ Statement = tuple[str, tuple[Any, ...]]
 
 HALF_BYTES = 4 << 20
 _HEADER = struct.Struct("<IIQ")  # how long the record is, its checksum, its number
-_encode = json.JSONEncoder(check_circular=False).encode
+_FORMAT = 4  # of marshal: texts, numbers and None, as every Python from 3.4 on reads them
 
 
 class Log:
@@ -45,10 +45,10 @@ class Log:
         """Write one record to the operating system; False when there is no room, or no file."""
         if self._file is None:
             return False
-        text = _encode(statements).encode()
-        if self._position + _HEADER.size + len(text) > HALF_BYTES:
+        data = marshal.dumps(list(statements), _FORMAT)
+        if self._position + _HEADER.size + len(data) > HALF_BYTES:
             return False
-        record = _HEADER.pack(len(text), self._sum(number, text), number) + text
+        record = _HEADER.pack(len(data), self._sum(number, data), number) + data
         try:
             written = os.pwrite(self._file, record, self._half * HALF_BYTES + self._position)
         except OSError:
@@ -76,11 +76,11 @@ class Log:
         """The records with the numbers that follow `after`, without a gap."""
         if self._file is None:
             return []
-        found = {number: text for half in (0, 1) for number, text in self._records(half)}
+        found = {number: data for half in (0, 1) for number, data in self._records(half)}
         records = []
-        while (text := found.get(after + 1)) is not None:
+        while (data := found.get(after + 1)) is not None:
             after += 1
-            records.append((after, [(statement, tuple(values)) for statement, values in json.loads(text)]))
+            records.append((after, marshal.loads(data)))
         return records
 
     def close(self) -> None:
@@ -92,23 +92,23 @@ class Log:
     def _records(self, half: int) -> Iterator[tuple[int, bytes]]:
         """Those of one half: behind them are older ones, or one that a kill has cut off."""
         assert self._file is not None
-        data = os.pread(self._file, HALF_BYTES, half * HALF_BYTES)
+        written = os.pread(self._file, HALF_BYTES, half * HALF_BYTES)
         position, expected = 0, None
-        while position + _HEADER.size <= len(data):
-            length, checksum, number = _HEADER.unpack_from(data, position)
-            text = data[position + _HEADER.size : position + _HEADER.size + length]
+        while position + _HEADER.size <= len(written):
+            length, checksum, number = _HEADER.unpack_from(written, position)
+            data = written[position + _HEADER.size : position + _HEADER.size + length]
             if (
                 not length
-                or len(text) < length
-                or checksum != self._sum(number, text)
+                or len(data) < length
+                or checksum != self._sum(number, data)
                 or number != (expected or number)
             ):
                 return
-            yield number, text
+            yield number, data
             position, expected = position + _HEADER.size + length, number + 1
 
-    def _sum(self, number: int, text: bytes) -> int:
-        return zlib.crc32(text, self._seed ^ (number & 0xFFFFFFFF))
+    def _sum(self, number: int, data: bytes) -> int:
+        return zlib.crc32(data, self._seed ^ (number & 0xFFFFFFFF))
 
 
 def _opened(path: Path) -> int:

@@ -56,6 +56,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def __init__(self: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
         original(self, loop, *args, **kwargs)
+        _senders[:] = [getattr(type(self), one, None) for one in _SENDERS]
         pool.server_made(self)
 
     return __init__
@@ -97,15 +98,40 @@ def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
             data = {**data, "gpu_id": slot.index}
         if slot is not None and isinstance(data, dict):
             data = _as_json(self, event, data, sid)
-        send = functools.partial(original, self, event, data, sid, *args, **kwargs)
+        send = functools.partial(_deliver, original, self, event, data, sid, *args, **kwargs)
         if event in _ENDS and run is not None and _is_of(data, run.prompt_id):
             run.at_end.append(send)  # Who hears that a job has ended may look into the history at once.
             return
-        send()
-        if slot is not None and event == "execution_start":
+        is_heard = send()
+        if is_heard and slot is not None and event == "execution_start":
             time.sleep(_HAND_OVER_S)
 
     return send_sync
+
+
+def _deliver(
+    original: Callable[..., None], server: Any, event: Any, data: Any, sid: Any, *args: Any, **kwargs: Any
+) -> bool:
+    """Have the event loop send this, if there is somebody who may hear it; whether there is."""
+    is_heard = _is_heard(server, sid) or not _sends_as_made(server)
+    if is_heard:
+        original(server, event, data, sid, *args, **kwargs)
+    return is_heard
+
+
+def _is_heard(server: Any, sid: Any) -> bool:
+    return bool(server.sockets) if sid is None else sid in server.sockets
+
+
+_SENDERS = ("publish_loop", "send", "send_json", "send_bytes", "send_image", "send_image_with_metadata")
+_senders: list[Any] = []  # as the host has them, with our patches
+
+
+def _sends_as_made(server: Any) -> bool:
+    """Whether no node pack has put something in the place of a method that sends, to hear of all events."""
+    return (
+        vars(server).keys().isdisjoint(_SENDERS) and [getattr(type(server), one, None) for one in _SENDERS] == _senders
+    )
 
 
 def _is_of(data: Any, prompt_id: Any) -> bool:
@@ -113,8 +139,7 @@ def _is_of(data: Any, prompt_id: Any) -> bool:
 
 
 def _as_json(server: Any, event: Any, data: dict[Any, Any], sid: Any) -> dict[Any, Any]:
-    is_heard = sid in server.sockets if sid is not None else bool(server.sockets)
-    return events.encoded(event, data) if is_heard and event not in _OF_FAILURES else data
+    return events.encoded(event, data) if _is_heard(server, sid) and event not in _OF_FAILURES else data
 
 
 def _send(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -236,8 +236,10 @@ def copied_json(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if kind is dict and all(type(key) in _PLAIN for key in value):
-        return {key: copied_json(part) for key, part in value.items()}
+    if kind is dict:
+        parts = list(value.items())  # at once: a job may be taken, and so changed, meanwhile
+        if all(type(key) in _PLAIN for key, _ in parts):
+            return {key: copied_json(part) for key, part in parts}
     if kind is list:
         return [copied_json(part) for part in value]
     if kind is tuple:

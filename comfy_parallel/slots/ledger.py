@@ -70,6 +70,11 @@ class Ledger:
         if self.journal is not None:
             await self.journal.kept()
 
+    async def tried(self) -> None:
+        """Wait, a second at most, until `problem` tells of all that was told so far. Needs no mutex."""
+        if self.journal is not None:
+            await self.journal.tried()
+
     def close(self) -> None:
         """The server ends in order: what runs is not to blame, and its run does not count. Needs no mutex."""
         journal, self.journal = self.journal, None

@@ -290,7 +290,7 @@ class FrontQueue:
 
     def get_current_queue(self) -> tuple[list[Any], list[Any]]:
         running, pending = self.get_current_queue_volatile()
-        return running, copy.deepcopy(pending)
+        return running, [item.deep_copy() if type(item) is QueueItem else copy.deepcopy(item) for item in pending]
 
     def get_tasks_remaining(self) -> int:
         with self.mutex:

@@ -43,7 +43,7 @@ class Run:
     turns: frozenset[str] = frozenset()  # what no other job that runs may need as well
     is_resting: bool = False  # between two of its nodes, until it is the only one that runs
     party: Any = None
-    at_end: list[Callable[[], None]] = field(default_factory=list)
+    at_end: list[Callable[[], object]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
     alive_at: float = field(default_factory=time.monotonic)  # its last sign of life
     stalls: int = 0  # how often it has been silent for too long
@@ -185,7 +185,7 @@ class Slot:
         for act in ended.at_end if ended is not None else ():
             self._do(act)
 
-    def _do(self, act: Callable[[], None]) -> None:
+    def _do(self, act: Callable[[], object]) -> None:
         try:
             act()
         except Exception:  # What nodes have put around the server's methods may fail; the job has ended all the same.
