@@ -4,7 +4,7 @@
 
 Measures jobs per second from submitting to history (jobs that compute nothing, and those on one slot alone), the
 time from submitting a job to its start on an idle server, requests per second and latency of `POST /prompt` (workers
-busy), and `GET /queue` and `GET /queue/all` with many waiting jobs. Stock and ours run
+busy), and `GET /queue`, `GET /queue/all` and deleting jobs with many waiting ones. Stock and ours run
 side by side and take turns; the figures are medians over the rounds (restarts), the ratios ours / stock.
 """
 
@@ -32,6 +32,8 @@ from tests.host.workflows import Workflow, txt2img
 CLIENTS = 4
 STARTS = 600
 READS = 10
+DELETIONS = 5
+DELETED = 300
 RUNS = 200
 TURNS = 20
 POLL_S = 0.005
@@ -84,6 +86,7 @@ def measure(servers: dict[str, HostServer], jobs: int, *, only_runs: bool) -> di
     for server in servers.values():
         fill(server, txt2img(1), jobs, [])
     figures |= read_queues(servers)
+    figures |= delete(servers)
     return figures
 
 
@@ -161,9 +164,20 @@ def read_queues(servers: dict[str, HostServer]) -> dict[tuple[str, str], float]:
     return {key: seconds * 1000 for key, seconds in (firsts | medians).items()}
 
 
-def timed(server: HostServer, path: str) -> float:
+def delete(servers: dict[str, HostServer]) -> dict[tuple[str, str], float]:
+    """One request that deletes many of the waiting jobs, chosen by chance."""
+    times: dict[str, list[float]] = {name: [] for name in servers}
+    for turn in range(DELETIONS):
+        for name, server in servers.items():
+            waiting = [item[1] for item in server.request("GET", "/queue")[1]["queue_pending"]]
+            body = {"delete": random.Random(turn).sample(waiting, min(DELETED, len(waiting) // 2))}
+            times[name].append(timed(server, "/queue", "POST", body))
+    return {(f"POST /queue, deleting {DELETED}, ms", name): statistics.median(times[name]) * 1000 for name in servers}
+
+
+def timed(server: HostServer, path: str, method: str = "GET", body: Any = None) -> float:
     began = time.perf_counter()
-    server.request("GET", path)
+    server.request(method, path, body)
     return time.perf_counter() - began
 
 

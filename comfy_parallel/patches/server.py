@@ -56,7 +56,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def __init__(self: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
         original(self, loop, *args, **kwargs)
-        _senders[:] = [getattr(type(self), one, None) for one in _SENDERS]
+        _senders[:] = _senders_of(type(self))
         pool.server_made(self)
 
     return __init__
@@ -124,14 +124,16 @@ def _is_heard(server: Any, sid: Any) -> bool:
 
 
 _SENDERS = ("publish_loop", "send", "send_json", "send_bytes", "send_image", "send_image_with_metadata")
-_senders: list[Any] = []  # as the host has them, with our patches
+_senders: list[Any] = []  # the server's class, and these as the host and our patches have made them
+
+
+def _senders_of(kind: type) -> list[Any]:
+    return [kind, *(getattr(kind, name, None) for name in _SENDERS)]
 
 
 def _sends_as_made(server: Any) -> bool:
     """Whether no node pack has put something in the place of a method that sends, to hear of all events."""
-    return (
-        vars(server).keys().isdisjoint(_SENDERS) and [getattr(type(server), one, None) for one in _SENDERS] == _senders
-    )
+    return vars(server).keys().isdisjoint(_SENDERS) and _senders_of(type(server)) == _senders
 
 
 def _is_of(data: Any, prompt_id: Any) -> bool:

@@ -148,3 +148,24 @@ def test_the_threads_own_settings_that_cannot_be_put_back(process: Process, capl
     process["a"] = 9
     assert [one.name for one in own.end()] == ["a"]
     assert "cannot be put back" in caplog.text
+
+
+def test_the_next_job_begins_with_what_was_seen_at_the_end_of_the_last_one(process: Process) -> None:
+    looks: list[int] = []
+
+    def read() -> Process:
+        looks.append(1)
+        return Process(process)
+
+    shared, own = SharedSettings(read, process.set_to), OwnSettings(read, process.set_to)
+    for is_fresh in (False, True, True):
+        shared.begin("a", is_fresh=is_fresh)
+        own.begin(is_fresh=is_fresh)
+        assert (shared.end("a"), own.end()) == ([], [])
+    assert len(looks) == 2 + 2 * 3
+    shared.begin("b", is_fresh=True)
+    own.begin(is_fresh=True)
+    process["a"] = 5
+    assert (own.end(), shared.end("b")) == ([Leftover("a", 5, 1)], [])
+    own.begin(is_fresh=True)  # What was put back is looked at anew.
+    assert own.end() == []

@@ -15,6 +15,7 @@ from comfy_parallel import patches
 from comfy_parallel.isolation import random_state, threads
 from comfy_parallel.isolation.slot_globals import SlotGlobals
 from comfy_parallel.patches import comfy_execution
+from comfy_parallel.patches import server as server_patches
 from comfy_parallel.slots import device, gates
 from comfy_parallel.slots.slot import Run, Slot, entered
 from tests.fakes import make_slots
@@ -245,6 +246,36 @@ def test_status_events_go_out_only_when_somebody_listens(slots: tuple[Slot, ...]
     server.sockets["client"] = object()
     send_sync(server, "status", {"status": {}})
     assert [event for event, *_ in sent] == ["executed", "status"]
+
+
+class Sender:
+    def __init__(self) -> None:
+        self.sockets: dict[str, object] = {}
+
+    def send(self) -> None: ...
+    def send_json(self) -> None: ...
+
+
+def test_what_nobody_can_hear_is_not_sent_unless_a_node_pack_may_listen(
+    slots: tuple[Slot, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    send_sync = wrapper("server:PromptServer.send_sync")(lambda self, event, *args: sent.append(event))
+    monkeypatch.setattr(server_patches, "_senders", server_patches._senders_of(Sender))
+    server = Sender()
+    with entered(slots[0]):
+        send_sync(server, "to nobody", {})
+        send_sync(server, "to one who is not there", {}, "client")
+        server.sockets["client"] = object()
+        send_sync(server, "to all", {})
+        send_sync(server, "to the client", {}, "client")
+        send_sync(server, "to another", {}, "another")
+        server.send = lambda: None  # type: ignore[method-assign]
+        send_sync(server, "past the object's own", {}, "another")
+        del server.send
+        monkeypatch.setattr(Sender, "send_json", lambda self: None)
+        send_sync(server, "past the class's own", {}, "another")
+    assert sent == ["to all", "to the client", "past the object's own", "past the class's own"]
 
 
 def test_who_starts_a_job_lets_the_event_loop_tell_the_client(
