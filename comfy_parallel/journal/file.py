@@ -34,6 +34,7 @@ _Failure = (sqlite3.Error, OSError, ValueError, OverflowError)
 _BUSY_S = 0.2
 _EVERY_S = 1.0  # how often changes are copied into the database, what could not be written is tried again, and more
 _NOTED = "UPDATE log SET number = ?"
+_RENAMED = "UPDATE log SET name = hex(randomblob(16))"
 _MOST_WAL_BYTES = 64 << 20
 
 
@@ -80,14 +81,20 @@ class JournalFile:
             thread.start()
 
     def _open_log(self) -> None:
-        """Begin the log anew, after what a killed process has left in it is in the database."""
-        [(name, self._number)] = self._connection.execute("SELECT name, number FROM log").fetchall()
+        """Begin the log anew, under another name, after what a killed process has left in it is in the database."""
+        [(name, number)] = self._connection.execute("SELECT name, number FROM log").fetchall()
         self._log = Log(self.path.with_name(self.path.name + "-log"), name)
-        records = self._log.read(self._number)
-        if records:
-            self._number = records[-1][0]
-            changes = [statement for _, statements in records for statement in statements]
-            _in_one_go(self._connection, [*changes, (_NOTED, (self._number,))])
+        records = self._log.read(number)
+        self._number = records[-1][0] if records else number
+        changes = [statement for _, statements in records for statement in statements]
+        try:
+            _in_one_go(self._connection, [*changes, (_RENAMED, ()), (_NOTED, (self._number,))])
+        except sqlite3.OperationalError:  # It is locked or full.
+            if records:  # They must not be written over.
+                raise
+            with suppress(sqlite3.Error):
+                self._connection.rollback()
+        self._log.rename(self._connection.execute("SELECT name FROM log").fetchone()[0])
         self._missing = self._number  # the last record that did not get into the log
         self._copied = self._number  # the last one that is in the database
 

@@ -27,11 +27,11 @@ class Log:
     The file has its full size from the start, so that a disk that becomes full later does not matter.
 
     Args:
-        name: of the database that the records belong to; those of another one are not read.
+        name: the records have it in their checksums; those with another name are not read.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        self._seed = zlib.crc32(name.encode()) or 1  # Zeros are no record.
+        self.rename(name)
         self._half, self._position = 0, 0
         self._is_other_free = True
         self._file: int | None = None
@@ -40,6 +40,10 @@ class Log:
                 self._file = _opened(path)
             except OSError:  # Changes then go to the database at once, which says what is wrong, if anything is.
                 self._file = None
+
+    def rename(self, name: str) -> None:
+        """Have all records that there are be read no more."""
+        self._seed = zlib.crc32(name.encode()) or 1  # Zeros are no record.
 
     def append(self, number: int, statements: Sequence[Statement]) -> bool:
         """Write one record to the operating system; False when there is no room, or no file."""

@@ -238,3 +238,46 @@ def test_a_problem_of_the_database_does_not_keep_changes_from_the_log(tmp_path: 
             while journal.problem is not None:
                 time.sleep(0.001)
     journal.close()
+
+
+def test_an_older_copy_of_the_database_gets_nothing_of_the_newer_log(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    journal = Journal(path)
+    journal.accept(0, (0, "old", {}, {}, []), target=None)
+    journal.close()
+    old = path.read_bytes()
+    journal = Journal(path)
+    for job in range(1, 20):
+        journal.accept(job, (0, f"id-{job}", {}, {}, []), target=None)
+        journal.flush()
+    log_now = path.with_name("state.sqlite3-log").read_bytes()
+    journal.close()
+    path.write_bytes(old)
+    path.with_name("state.sqlite3-log").write_bytes(log_now)
+    journal = Journal(path)
+    assert [job.job for job in journal.recover().waiting] == [0]
+    journal.close()
+
+
+def test_what_the_log_holds_stays_there_while_the_database_does_not_take_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    journal.accept(0, (0, "id", {}, {}, []), target=None)
+    journal.flush()
+    for end in ("", "-wal", "-log"):
+        shutil.copy(f"{journal.path}{end}", tmp_path / f"copy{end}")
+    journal.close()
+    path = tmp_path / "copy"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(JournalError, match="locked"):
+                Journal(path)
+    journal = Journal(path)
+    assert [job.job for job in journal.recover().waiting] == [0]
+    journal.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal = Journal(path)  # The log holds nothing that would be lost.
+        other.execute("ROLLBACK")
+    assert [job.job for job in journal.recover().waiting] == [0]
+    journal.close()

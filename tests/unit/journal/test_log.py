@@ -63,6 +63,18 @@ def test_a_record_that_was_cut_off_is_none(path: Path) -> None:
     assert numbers(path) == [1]
 
 
+def test_what_was_there_before_it_was_renamed_is_not_read(path: Path) -> None:
+    written = Log(path, "a")
+    for number in range(1, 6):
+        assert written.append(number, changes(number))
+    written.rename("b")
+    assert written.read(0) == []
+    written.turn()
+    assert written.append(1, changes(1))
+    assert numbers(path, name="b") == [1]
+    written.close()
+
+
 def test_one_that_is_full_or_cannot_be_made_says_so(path: Path, tmp_path: Path) -> None:
     written = Log(path, "a")
     number = 1
