@@ -281,3 +281,18 @@ def test_what_the_log_holds_stays_there_while_the_database_does_not_take_it(tmp_
         other.execute("ROLLBACK")
     assert [job.job for job in journal.recover().waiting] == [0]
     journal.close()
+
+
+def test_who_asks_hears_at_once_that_the_database_takes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite3")
+    with closing(sqlite3.connect(tmp_path / "state.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal.accept(0, (0, "id", {}, {}, []), target=None)
+        journal.flush()
+        asyncio.run(journal.tried())
+        assert "locked" in str(journal.problem)
+        other.execute("ROLLBACK")
+    asyncio.run(journal.tried())
+    assert journal.problem is None
+    assert [job.job for job in journal.recover().waiting] == [0]
+    journal.close()
