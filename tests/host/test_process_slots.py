@@ -14,6 +14,7 @@ import pytest
 from tests.host.conftest import MakeServer
 from tests.host.held_weights import file_of, image_of, weights
 from tests.host.jobs import (
+    await_idle,
     eventually,
     held,
     hold,
@@ -27,19 +28,25 @@ from tests.host.jobs import (
     start_held,
 )
 from tests.host.kills import Kills
-from tests.host.server import JSON, HostServer
+from tests.host.server import JSON, TRUST_TEST_NODES, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
 pytestmark = pytest.mark.host
 
 THREAD, PROCESS = 0, 1
+UNSAFE_PACK = Path(__file__).with_name("packs") / "memoises"
 LIMIT_S = 120.0
 SKIPPED = ("current_outputs", "timestamp", "prompt", "traceback", "filename", "sid")
 
 
 @pytest.fixture(scope="module")
 def server(make_module_server: MakeServer) -> HostServer:
-    return make_module_server(slots="cpu,cpu=process", env={"COMFY_PARALLEL_WORKER_SILENT_S": "15"})
+    env = {
+        "COMFY_PARALLEL_WORKER_SILENT_S": "15",
+        "COMFY_PARALLEL_WORKERS": "auto",
+        "COMFY_PARALLEL_PACKS": f"{TRUST_TEST_NODES},{UNSAFE_PACK.name}=alone",
+    }
+    return make_module_server(slots="cpu,cpu=process", env=env, packs=[UNSAFE_PACK])
 
 
 def shown_slot(server: HostServer, slot: int = PROCESS) -> JSON:
@@ -205,6 +212,33 @@ def test_both_save_under_one_name_and_overwrite_nothing(server: HostServer) -> N
     names = [image["filename"] for entry in entries.values() for image in entry["outputs"]["save"]["images"]]
     assert len(set(names)) == 60
     assert len(set(server.output_files()) - before) == 60
+
+
+# Which kind takes what, with COMFY_PARALLEL_WORKERS=auto.
+
+
+def test_what_is_unsafe_in_threads_runs_in_the_process_beside_other_jobs(server: HostServer) -> None:
+    before = kinds(server)
+    with held(server, THREAD):
+        memo = node("PackMemoises", strength=1.5, key="", parties=1)
+        entry = server.run({"memo": memo, "out": node("CPTOut", value=["memo", 0])})
+    assert (outcome(entry), entry["gpu_id"]) == ("success", PROCESS)
+    assert kinds(server)["to_processes"]["unsafe"] == before["to_processes"]["unsafe"] + 1
+
+
+def test_other_jobs_go_to_the_thread_while_that_is_idle(server: HostServer) -> None:
+    before = kinds(server)
+    for number in range(3):
+        await_idle(server)
+        assert server.run(quick(1000 + number))["gpu_id"] == THREAD
+    with held(server, THREAD):
+        assert server.run(quick(1003))["gpu_id"] == PROCESS
+    assert kinds(server)["to_threads"] >= before["to_threads"] + 4
+
+
+def kinds(server: HostServer) -> JSON:
+    found: JSON = server.request("GET", "/queue/all")[1]["kinds"]
+    return found
 
 
 # Weights.
