@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py COMFYUI_DIR MODELS_DIR {sd15,small,sdxl,flux}
 
-sd15, small, sdxl: checkpoints/NAME.safetensors, with text encoders and VAE (2, 1.5 and 7 GB); small is SD1.5 with fewer
-channels, 0.7 billion parameters in all. flux: 12 billion parameters in
+sd15, small, sdxl: checkpoints/NAME.safetensors, with text encoders and VAE (2, 1.5 and 7 GB); small is SD1.5 with half
+of its layers, 0.8 billion parameters in all. flux: 12 billion parameters in
 diffusion_models/ and a VAE in vae/ (24 GB); no text encoder, the test node CPTConditioning stands in for it.
 The models exist on torch's meta device only; their tensors are filled from one short run of random numbers.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.host.checkpoint import UNET_CONFIG, WEIGHT_GAIN, enter_host
+from tests.host.checkpoint import UNET_CONFIG, WEIGHT_GAIN, WIDE, enter_host
 from tests.host.shapes import FLUX, SDXL, flux_config
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ VAE: dict[str, Any] = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
-SMALL: dict[str, Any] = {**SD15, "model_channels": 256}
+SMALL: dict[str, Any] = {**SD15, **WIDE}
 FILES = {
     "sd15": "checkpoints/sd15.safetensors",
     "small": "checkpoints/small.safetensors",

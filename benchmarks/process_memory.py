@@ -2,7 +2,7 @@
 
 usage: python benchmarks/process_memory.py HOST MODELS_DIR
 
-A model of 0.7 billion parameters is made in MODELS_DIR, or found there. It is loaded as a checkpoint, as the same
+A model of 0.8 billion parameters is made in MODELS_DIR, or found there. It is loaded as a checkpoint, as the same
 numbers pickled (.ckpt), and by UNETLoader as fp8_e4m3fn. Sizes are proportional set sizes (PSS) of all processes of a
 server: before any model was loaded (the fixed cost), and after one image from each slot.
 """
