@@ -291,14 +291,21 @@ def test_a_job_that_runs_alone_waits_for_the_others_says_so_and_goes_before_late
 
 def test_a_node_that_another_one_made_runs_alone_as_well(server: HostServer) -> None:
     """Of two such jobs at once each rests before that node until all others have ended or rest."""
+    key = new_key()
     with held(server, 2):
-        jobs = [told("PackExpands", number=number, deep=bool(number)) for number in (0, 1)]
-        ids = [server.submit(job, slot)["prompt_id"] for slot, job in enumerate(jobs)]
+        ids = [server.submit(expanding(number, key), number)["prompt_id"] for number in (0, 1)]
         eventually(lambda: set(waiting_to_run_alone(server)) == set(ids), "both rest")
         later_id = server.submit(quick(2), 2)["prompt_id"]
     entries = server.wait([*ids, later_id])
     assert [result(entries[job_id]) for job_id in ids] == [True, True]
     assert all(ended_at(entries[job_id]) <= started_at(entries[later_id]) for job_id in ids)
+
+
+def expanding(number: int, key: str) -> Workflow:
+    """Makes its unsafe node when the other such job runs as well: else that one would not start."""
+    gate = node("CPTOverlap", value=["number", 0], stages="both run", key=key, parties=2)
+    workflow = told("PackExpands", number=["gate", 0], deep=bool(number))
+    return {**workflow, "number": node("CPTConstInt", value=number), "gate": gate}
 
 
 def test_a_job_that_rests_can_be_interrupted(server: HostServer) -> None:
