@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -112,6 +112,9 @@ class Config:
     webhooks: Webhooks = Webhooks()
     serial_nodes: tuple[str, ...] = ()
     gpu_config: str | None = None
+    remote: str = field(default="", repr=False)  # may hold passwords; core/remotes.py reads it
+    remote_token: str = field(default="", repr=False)
+    remote_keys: bool = False
 
     @property
     def shares_gpus(self) -> bool:
@@ -168,6 +171,9 @@ class Config:
             webhooks=_webhooks(env),
             serial_nodes=_names(env, "COMFY_PARALLEL_SERIAL_NODES"),
             gpu_config=env.get("COMFY_PARALLEL_GPU_CONFIG", "").strip() or None,
+            remote=env.get("COMFY_PARALLEL_REMOTE", "").strip(),
+            remote_token=env.get("COMFY_PARALLEL_REMOTE_TOKEN", "").strip(),
+            remote_keys=_flag(env, "COMFY_PARALLEL_REMOTE_KEYS"),
         )
 
 

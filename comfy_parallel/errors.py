@@ -72,6 +72,35 @@ class JobLost(ComfyParallelError):
         self.may_run_again = may_run_again
 
 
+class RemoteError(ComfyParallelError):
+    """Another ComfyUI could not be reached, or refused a request.
+
+    `status` and `body` are of its reply, if it gave one. `was_sent`: it may have received the request. `is_refused`:
+    nothing listens at its address.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        body: str = "",
+        was_sent: bool = True,
+        is_refused: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.body, self.was_sent, self.is_refused = status, body, was_sent, is_refused
+
+
+class CannotRunThere(BadRequest):
+    """A job is bound to a slot that cannot run it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "cannot_run_there", reason, "send it to another slot or to auto, or add to that host what it lacks"
+        )
+
+
 class JobStalled(ComfyParallelError):
     """A job has shown no sign of life for too long, and was interrupted."""
 

@@ -16,7 +16,7 @@ from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
 from comfy_parallel.core.breaker import Limits
 from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch, JournalError
-from comfy_parallel.fleet import choosing, processes, worker_side
+from comfy_parallel.fleet import choosing, places, worker_side
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
@@ -27,7 +27,7 @@ from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import alone, device, own_attributes, own_names, pool, stalls, worker
+from comfy_parallel.slots import alone, device, items, own_attributes, own_names, pool, stalls, worker
 from comfy_parallel.slots.breaking import Breaking
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
@@ -48,6 +48,7 @@ _patches: PatchSet | None = None
 _put_back: list[Callable[[], object]] = []  # the host's choices that we changed
 _search: Search | None = None
 _kept: Kept | None = None  # what the journal tells of before the restart, until the node packs are loaded
+_start_others: Callable[[], None] | None = None  # starts the slots that do not live in this process
 _take_away: Callable[[], None] | None = None  # takes what we added to the host's web application
 
 
@@ -123,6 +124,7 @@ def uninstall() -> None:
     global _patches
     if _patches is not None:
         judging.let_go()
+        items.when_to_bar(None)
         own_names.revert()
         own_attributes.revert()
         _patches.revert()
@@ -159,6 +161,7 @@ def _complete_server(server: Any) -> None:
     from comfy_parallel.http import middleware, peers, preload
     from comfy_parallel.isolation.loaded_models import models_of
 
+    global _take_away, _start_others
     front = server.prompt_queue
     if _worker is not None:
         facts.set_temp_directory(_worker.temp)
@@ -170,10 +173,10 @@ def _complete_server(server: Any) -> None:
             _patches.in_use()
         if _config.shares_gpus:
             dynamic_vram.check_off()
-        devices = device.choose_devices(_config, facts.device_type())
-        kinds = _config.slot_kinds(len(devices))
-        pool.start_slots(front, devices, kinds)
-        processes.make(_config, server, kinds, env=_env, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        is_worker = _worker is not None
+        kind = facts.device_type()
+        _start_others = places.make(_config, server, kind, env=_env, visible=visible, is_worker=is_worker)
     except ComfyParallelError as error:
         _exit(error)
     _open_journal(server, front)
@@ -188,13 +191,10 @@ def _complete_server(server: Any) -> None:
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
     _send_webhooks(server, front)
-    logger.info("comfy_parallel: %d slots: %s", len(devices), ", ".join(processes.named(devices, kinds)))
-    device.warn_if_unequal(devices)
     per_slot.tell()
     for sentence in access.of_host():
         logger.warning("comfy_parallel: WARNING: %s", sentence)
     server.prompt_queues = front.slot_queues
-    global _take_away
     _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
     preload.submit_at_start(server, front, _config.preload)
 
@@ -216,7 +216,8 @@ def _take_over(server: Any) -> None:
         set_slots(slots()[:1])
         del front.slot_queues[1:]
         front.ledger.close()
-    processes.start()
+    if _start_others is not None:
+        _start_others()
     facts.add_nodes(own_nodes())  # Of packs that were loaded after ours.
     modes, serial, classes, folders = _config.packs, _config.serial_nodes, facts.node_classes(), facts.pack_folders()
     choose = functools.partial(choosing.begin, front) if _config.workers == "auto" else lambda is_unsafe: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from comfy_parallel.core.states import CLOSED, SlotState
@@ -13,9 +13,9 @@ class JobView(Protocol):
     """What is looked at of a job. `target`: the slot it is bound to; None for any. `is_alone`: no other runs then.
 
     `turns`: what no other job that runs may need as well. `most_at_once`: how many jobs of its client may run together;
-    None for any number. `models`: the names of the weight files that it reads. `standing`: jobs of another one are not
-    overtaken. `passed`: how often it was. `kind`: of the slots that suit it; None when all do. `is_bound_to_kind`: it
-    runs on no others.
+    None for any number. `models`: the names of the weight files that it reads. `barred`: the slots that cannot run it.
+    `standing`: jobs of another one are not overtaken. `passed`: how often it was. `kind`: of the slots that suit it;
+    None when all do. `is_bound_to_kind`: it runs on no others.
     """
 
     @property
@@ -32,6 +32,8 @@ class JobView(Protocol):
     def most_at_once(self) -> int | None: ...
     @property
     def models(self) -> frozenset[str]: ...
+    @property
+    def barred(self) -> Container[int]: ...
     @property
     def standing(self) -> Any: ...
     @property
@@ -78,22 +80,24 @@ def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHI
     """The idle slot that is to take this job now; None when it has to wait.
 
     A job bound to a slot waits for that slot, one bound to a kind for a slot of that kind, any other for no slot that
-    runs another job. It goes to a slot of the kind that suits it, among these to one that holds all of its models, and
-    among equals to the one that ran its client's last job, for that one has the workflow's results cached; that slot is
-    also waited for while it comes back from that very job: the client has heard of the end and sent this one at once.
-    Otherwise the first slot in order takes it: an idle server keeps its caches warm in one place.
+    runs another job; none goes where it cannot run. It goes to a slot of the kind that suits it, among these to one
+    that holds all of its models, and among equals to the one that ran its client's last job, for that one has the
+    workflow's results cached; that slot is also waited for while it comes back from that very job: the client has heard
+    of the end and sent this one at once. Otherwise the first slot in order takes it: an idle server keeps its caches
+    warm in one place.
 
     Two jobs of one id run in turn, and no more jobs of one client at once than its jobs say. A job that runs alone
     waits until no other slot has a job, and while it runs no other job starts.
     """
     if not _may_start(job, under_way) or not _may_run_beside(job, slots):
         return None
+    barred = job.barred
     if job.target is not None:
         bound = slots[job.target]
-        return bound if bound.state is SlotState.IDLE else None
+        return bound if bound.state is SlotState.IDLE and bound.index not in barred else None
     best, best_fit, expected_fit = None, _WORST, _WORST
     for slot in slots:
-        if job.is_bound_to_kind and slot.kind != job.kind:
+        if slot.index in barred or (job.is_bound_to_kind and slot.kind != job.kind):
             continue
         if slot.state is SlotState.IDLE:
             if best is None or _fit(job, slot) > best_fit:

@@ -47,6 +47,9 @@ class ProcessSlot:
         requeues: whether a job whose process ended waits again, once.
     """
 
+    kind = "process"
+    address: str | None = None
+
     def __init__(
         self,
         slot: Slot,

@@ -24,7 +24,7 @@ def make(config: Config, server: Any, kinds: Sequence[str], *, env: Mapping[str,
     Raises:
         ConfigError: when a device cannot have such a slot.
     """
-    for slot, kind in zip(slots(), kinds, strict=True):
+    for slot, kind in zip(slots(), kinds, strict=False):  # Slots on other machines follow.
         if kind == PROCESS:
             command.can_be(slot.device)
             start_command = functools.partial(

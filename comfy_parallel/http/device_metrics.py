@@ -21,7 +21,7 @@ _told: set[str] = set()  # the devices of which was said why their utilisation i
 
 def device_families(answers: list[Answers]) -> Iterator[Metric]:
     """Each device's families. One that does not answer has no samples but that it is not healthy."""
-    vram = {each.slot.device: _vram(each) for each in answers}
+    vram = {each.slot.device: _vram(each) for each in answers if each.slot.kind != "remote"}
     yield _health(answers)
     yield _memory(answers)
     for kind, help in (("used", "Device memory in use"), ("free", "Device memory that ComfyUI can use")):
@@ -46,7 +46,7 @@ def _health(answers: list[Answers]) -> Metric:
 
 def _memory(answers: list[Answers]) -> Metric:
     family = GaugeMetricFamily("comfy_parallel_device_memory_bytes", "Device memory", labels=["device", "kind"])
-    for name, memory in {each.slot.device: each.memory for each in answers}.items():
+    for name, memory in {each.slot.place: each.memory for each in answers}.items():
         for kind, size in (memory or {}).items():
             family.add_metric([name, kind.removesuffix("_bytes")], size)
     return family

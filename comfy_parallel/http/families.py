@@ -14,7 +14,7 @@ LABELS = ["gpu_id", "device"]
 
 def labels_of(slot: Slot) -> list[str]:
     """The values of `LABELS` for a slot."""
-    return [str(slot.index), slot.device]
+    return [str(slot.index), slot.place]
 
 
 def per_slot(kind: Any, name: str, help: str, value: Callable[[Slot], float]) -> Metric:

@@ -42,7 +42,9 @@ def _changed(front: Any, prompt_id: str, data: dict[str, Any]) -> dict[str, Any]
     if not changed:
         raise _not_waiting(front, prompt_id)
     job = changed[0]
-    return {"prompt_id": prompt_id, "gpu_id": job.target, "priority": job.priority}
+    told = {"prompt_id": prompt_id, "gpu_id": job.target, "priority": job.priority}
+    reason = None if job.target is None else job.barred.get(job.target)
+    return told if reason is None else {**told, "cannot_run": reason}
 
 
 def check_priority(value: Any, where: str) -> None:

@@ -53,7 +53,7 @@ def _slot(front: Any, answers: Answers, running: list[Any], pending: int) -> Par
     slot, graphs = answers.slot, answers.graphs or {}
     return {
         **slot_state(front, slot.index),
-        "device": slot.device,
+        "device": slot.place,
         "device_name": answers.device_name,
         "health": answers.health,
         "error": answers.error,

@@ -98,7 +98,10 @@ def check_request(data: dict[str, Any], target: int | str | None) -> tuple[list[
     if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
         example = '{"files": ["checkpoints/name.safetensors"]}'
         raise BadRequest("invalid_request", "files is no list of names", f"send for example {example}")
-    return files, chosen_slots(data, target)
+    chosen = chosen_slots(data, target)
+    if data.get("gpu_ids") is None and target is None:
+        chosen = [index for index in chosen if slots()[index].kind != "remote"]  # They have models of their own.
+    return files, chosen
 
 
 def submit_at_start(server: Any, front: Any, names: Sequence[str]) -> None:
@@ -109,4 +112,4 @@ def submit_at_start(server: Any, front: Any, names: Sequence[str]) -> None:
         logger.error("comfy_parallel: COMFY_PARALLEL_PRELOAD: %s; %s", error.message, error.details)
         return
     if prompt:
-        submit(server, front, prompt, [slot.index for slot in slots()])
+        submit(server, front, prompt, [slot.index for slot in slots() if slot.kind != "remote"])

@@ -22,7 +22,7 @@ def slots_health(front: Any) -> list[dict[str, Any]]:
     return [
         {
             **slot_state(front, one.slot.index),
-            "device": one.slot.device,
+            "device": one.slot.place,
             "health": one.health,
             "error": one.error or one.slot.why_suspended,
         }

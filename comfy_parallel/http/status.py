@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_parallel.http.health import Answers
-from comfy_parallel.slots.items import SENSITIVE, QueueItem
+from comfy_parallel.slots.items import SENSITIVE, QueueItem, view_of
 from comfy_parallel.slots.slot import Slot
 from comfy_parallel.slots.snapshot import Snapshot
 
 ModelsOf = Callable[[Slot], list[dict[str, Any]]]
 Pieces = Iterable[str]  # of a JSON text
+_MOST_REASONS = 200  # waiting jobs that are looked at for each slot
 
 
 def queue_all_json(front: Any, models_of: ModelsOf) -> str:
     """The reply of `GET /queue/all`, as text: a waiting job's part is encoded once, not per request."""
     seen: Snapshot = front.snapshot()
     queues = [
-        _slot_json(Answers(queue.slot, models_of), running, pending)
+        _slot_json(Answers(queue.slot, models_of), running, pending, seen.unassigned)
         for queue, running, pending in zip(front.slot_queues, seen.running, seen.pending, strict=True)
     ]
     reply = _object(
@@ -48,11 +49,13 @@ def debug_queues(front: Any) -> dict[str, Any]:
     }
 
 
-def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueItem]) -> Pieces:
+def _slot_json(
+    answers: Answers, running: list[QueueItem], pending: list[QueueItem], unassigned: list[QueueItem]
+) -> Pieces:
     slot = answers.slot
     return _object(
         gpu_id=_json(slot.index),
-        device=_json(slot.device),
+        device=_json(slot.place),
         device_name=_json(answers.device_name),
         state=_json(slot.state.shown),
         why_suspended=_json(slot.why_suspended),
@@ -63,6 +66,7 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
         error=_json(answers.error),
         running=_json([item[1] for item in running]),
         pending=_json([item[1] for item in pending]),
+        cannot_run=_json(_cannot_run(slot, [*pending, *unassigned])),
         queue_running=_array(_json(item[:SENSITIVE]) for item in running),
         queue_pending=_array(map(_item_json, pending)),
         running_count=_json(len(running)),
@@ -74,6 +78,12 @@ def _slot_json(answers: Answers, running: list[QueueItem], pending: list[QueueIt
     )
 
 
+def _cannot_run(slot: Slot, waiting: list[QueueItem]) -> dict[str, str]:
+    """Of the waiting jobs that the slot could be given, those that it cannot run, and why; not of endlessly many."""
+    reasons = ((item[1], view_of(item).barred.get(slot.index)) for item in waiting[:_MOST_REASONS])
+    return {prompt_id: reason for prompt_id, reason in reasons if reason is not None}
+
+
 def _worker(slot: Slot) -> dict[str, Any] | None:
     """The process that runs the slot's jobs; None for a slot of the front's own."""
     process = slot.process
@@ -81,6 +91,7 @@ def _worker(slot: Slot) -> dict[str, Any] | None:
         return None
     return {
         "pid": process.pid,
+        "address": process.address,
         "state": process.state,
         "restarts": process.restarts,
         "last_end": process.last_end,

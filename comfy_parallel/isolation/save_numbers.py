@@ -227,8 +227,8 @@ def reserving(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[A
 
 
 def _is_hosts(module_name: str) -> bool:
-    """Whether a module is ComfyUI's, whose nodes only add to the number. It names its files of nodes by their paths."""
+    """Whether a module is ours or ComfyUI's, whose nodes only add to the number. ComfyUI names some by their paths."""
     parts = module_name.replace("\\", "/").split("/")
     if len(parts) > 1:
         return parts[-2] == "comfy_extras"
-    return parts[0].partition(".")[0] in ("nodes", "comfy_api", "comfy_extras")
+    return parts[0].partition(".")[0] in ("nodes", "comfy_api", "comfy_extras", "comfy_parallel")

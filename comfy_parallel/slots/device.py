@@ -24,8 +24,10 @@ _ROOM = 0.25  # of a device's memory
 _is_after_node: ContextVar[bool] = ContextVar("comfy_parallel_after_node", default=False)
 
 
-def choose_devices(config: Config, host_device: str) -> tuple[str, ...]:
+def choose_devices(config: Config, host_device: str, num_remote: int = 0) -> tuple[str, ...]:
     """One device name per slot. `host_device` is the type the host computes on: `cuda`, `cpu`, ….
+
+    `num_remote`: how many slots on other machines there are besides.
 
     Raises:
         ConfigError, DeviceError: when what was asked for is not there.
@@ -35,10 +37,11 @@ def choose_devices(config: Config, host_device: str) -> tuple[str, ...]:
     else:
         devices = _counted_devices(config.num_gpus, host_device)
     devices = tuple(device for device in devices for _ in range(config.slots_per_gpu))
-    if config.default_slot is not None and config.default_slot >= len(devices):
+    count = len(devices) + num_remote
+    if config.default_slot is not None and config.default_slot >= count:
         raise ConfigError(
-            f"COMFY_PARALLEL_DEFAULT_GPU={config.default_slot}: there are {len(devices)} slots; "
-            f"set it to auto or to a number from 0 to {len(devices) - 1}"
+            f"COMFY_PARALLEL_DEFAULT_GPU={config.default_slot}: there are {count} slots; "
+            f"set it to auto or to a number from 0 to {count - 1}"
         )
     return devices
 
@@ -280,7 +283,8 @@ def stats_reader(cuda: Any) -> Callable[..., Any]:
 
 
 def _others_running(slot: Any) -> bool:
-    return any(other.run is not None for other in slots() if other.device != slot.device)
+    others = [other for other in slots() if other.device != slot.device and other.process is None]
+    return any(other.run is not None for other in others)
 
 
 def _allocator_backend() -> str:

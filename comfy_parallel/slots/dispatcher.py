@@ -113,7 +113,7 @@ class Dispatcher:
         """The first waiting job, if this slot could have taken it, was overtaken."""
         first = self._known(0)
         if isinstance(first, QueueItem) and first.target in (None, desk.index) and not self._is_given(first):
-            first.passed += 1
+            first.passed += desk.index not in first.barred
 
     def _next_start(self) -> tuple[int, Desk] | None:
         last = None

@@ -6,10 +6,11 @@ import copy
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_parallel.config import CLIENT_ORDERS, MOST_PRIORITY
+from comfy_parallel.core.ability import WEIGHT_FILE
 from comfy_parallel.core.scope import body_target
 from comfy_parallel.core.shares import Share
 from comfy_parallel.errors import BadRequest
@@ -44,6 +45,24 @@ def runs_alone(workflow: Any) -> bool:
 def turns_of(workflow: Any) -> frozenset[str]:
     """What a job with these nodes needs for itself."""
     return _NO_TURNS if _turns_of is None else _turns_of(workflow)
+
+
+_judge: Callable[[Any], Mapping[int, str]] | None = None
+_judgement = 0  # Those of before were made by what is not true any more.
+_NOWHERE: Mapping[int, str] = {}
+
+
+def when_to_bar(judge: Callable[[Any], Mapping[int, str]] | None) -> None:
+    """Have `judge(item)` say of each job which slots cannot run it, by their numbers, and why; None: all can."""
+    global _judge
+    _judge = judge
+    judge_again()
+
+
+def judge_again() -> None:
+    """Other slots than before may be able to run jobs that wait."""
+    global _judgement
+    _judgement += 1
 
 
 class QueueItem(tuple[Any, ...]):
@@ -106,6 +125,16 @@ class QueueItem(tuple[Any, ...]):
         self.__dict__["_is_alone"] = True
 
     @property
+    def barred(self) -> Mapping[int, str]:
+        """The numbers of the slots that cannot run it, and why; looked up when that may have changed."""
+        if _judge is None:
+            return _NOWHERE
+        known: tuple[int, Mapping[int, str]] | None = self.__dict__.get("_barred")
+        if known is None or known[0] != _judgement:
+            known = self.__dict__["_barred"] = _judgement, _judge(self)
+        return known[1]
+
+    @property
     def json(self) -> str:
         """The item as `GET /queue` shows it, encoded once: an item does not change while it waits."""
         text: str | None = self.__dict__.get("_json")
@@ -156,16 +185,13 @@ def order_of(item: Any) -> tuple[Any, ...]:
     return item.order if type(item) is QueueItem else (0, item[0], -1)
 
 
-_WEIGHT_FILE = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf")
-
-
 def model_names(workflow: Any) -> frozenset[str]:
     """The names of weight files among the inputs of a workflow's nodes."""
     if not isinstance(workflow, dict):
         return frozenset()
     nodes = [node.get("inputs") for node in workflow.values() if isinstance(node, dict)]
     values = [value for inputs in nodes if isinstance(inputs, dict) for value in inputs.values()]
-    return frozenset(value for value in values if type(value) is str and value.lower().endswith(_WEIGHT_FILE))
+    return frozenset(value for value in values if type(value) is str and value.lower().endswith(WEIGHT_FILE))
 
 
 class UnknownItem:
@@ -174,6 +200,7 @@ class UnknownItem:
     prompt_id = client_id = target = most_at_once = kind = None
     is_alone = is_bound_to_kind = False
     models = turns = _NO_TURNS
+    barred: Mapping[int, str] = _NOWHERE
     standing = peer = party = place = share = None
     passed = 0
 

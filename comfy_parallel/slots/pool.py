@@ -37,14 +37,17 @@ def packs_loaded(server: Any) -> None:
     _packs_loaded(server)
 
 
-def start_slots(front: Any, devices: Sequence[str], kinds: Sequence[str]) -> None:
+def start_slots(front: Any, devices: Sequence[str], kinds: Sequence[str], remotes: Sequence[str] = ()) -> None:
     """Make one slot and its queue per device, after each device of a slot of this process was used once.
+
+    `remotes`: what people see of each slot on another machine; these come last.
 
     Raises:
         DeviceError: naming the first device that cannot be used.
     """
     check_devices([name for name, kind in zip(devices, kinds, strict=True) if kind == THREAD])
-    set_slots(tuple(Slot(index, name) for index, name in enumerate(devices)))
+    made = [Slot(index, name) for index, name in enumerate(devices)]
+    set_slots((*made, *(Slot(len(made) + number, "cpu", place) for number, place in enumerate(remotes))))
     for slot in slots():
         front.add_slot(slot)
 

@@ -20,7 +20,7 @@ from comfy_parallel.slots.closing import Closing
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import QueueItem, QuickStatus, is_item, named_target, order_of, view_of
-from comfy_parallel.slots.room import check_room
+from comfy_parallel.slots.room import check_may_wait
 from comfy_parallel.slots.running_jobs import RunningJobs
 from comfy_parallel.slots.shares import Shares, is_share, jobs
 from comfy_parallel.slots.slot import Slot, current_runs, current_slot, interrupt_job
@@ -131,7 +131,7 @@ class FrontQueue:
                 if (known := self.ledger.repeated(item, self.history)) is not None:
                     scope.current_scope().repeated = known
                     return
-                check_room(self._dispatcher.waiting, self._dispatcher.policy, item)
+                check_may_wait(self._dispatcher.waiting, self._dispatcher.policy, item, target)
             self._dispatcher.put(item, target, asker_of(scope.current_scope(), item))
             self.server.queue_updated()
 

@@ -93,7 +93,16 @@ class SlotStats:
 
 
 class Process(Protocol):
-    """Another process, which runs a slot's jobs in the place of the slot's thread."""
+    """Another process, here or on another machine, which runs a slot's jobs in the place of the slot's thread.
+
+    `kind`: `process` or `remote`; `address`: of one on another machine.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def address(self) -> str | None: ...
 
     @property
     def pid(self) -> int | None: ...
@@ -124,11 +133,16 @@ class Process(Protocol):
 
 
 class Slot:
-    """The unit of concurrency. `device` is written as torch writes it: `cuda:1`, `cpu`."""
+    """The unit of concurrency. `device` is written as torch writes it: `cuda:1`, `cpu`.
 
-    def __init__(self, index: int, device: str) -> None:
+    `place` is what people see in its stead: for a slot on another machine that one's name, and its `device` is what
+    the slot's thread here computes on.
+    """
+
+    def __init__(self, index: int, device: str, place: str | None = None) -> None:
         self.index = index
         self.device = device
+        self.place = place or device
         self.process: Process | None = None
         self.run: Run | None = None
         self.state = SlotState.STARTING
@@ -141,12 +155,12 @@ class Slot:
 
     @property
     def kind(self) -> str:
-        """`thread` or `process`."""
-        return "thread" if self.process is None else "process"
+        """`thread`, `process` or `remote`."""
+        return "thread" if self.process is None else self.process.kind
 
     @property
     def name(self) -> str:
-        return f"slot {self.index} ({self.device})"
+        return f"slot {self.index} ({self.place})"
 
     def change(self, event: SlotEvent) -> None:
         """Go on to the state that follows.
@@ -204,7 +218,7 @@ class Slot:
         self.stats.last.append(ended)
 
     def __repr__(self) -> str:
-        return f"<Slot {self.index} {self.device} {self.state.shown}>"
+        return f"<Slot {self.index} {self.place} {self.state.shown}>"
 
 
 _CURRENT: ContextVar[Slot | None] = ContextVar("comfy_parallel_slot", default=None)

@@ -107,4 +107,4 @@ def start_workers(front: Any, run_worker: RunWorker, hosts_queue: Any = None) ->
 
 
 def _thread_name(slot: Slot) -> str:
-    return f"slot-{slot.index}-{slot.device}"
+    return f"slot-{slot.index}-{slot.place}"

@@ -24,6 +24,7 @@ ADDRESS = "http://127.0.0.1:8188"
 # Commands that this file does not run: by which test they are run, or why by none.
 ELSEWHERE = {
     r"COMFY_MULTI_GPU_SCHED=1 python main\.py": "tests/host/server.py",
+    r"COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_REMOTE=.* python main\.py": "tests/unit/fleet/remote/test_slot.py",
     r"bash tests/quick_start\.sh": "tests/quick_start.py",
     r"bash tests/run\.sh( --fast)?": "tests/run.sh",
     r"comfy-parallel (link|unlink) PATH_TO_COMFYUI": "tests/deploy/test_link.py",

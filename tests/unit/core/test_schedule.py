@@ -27,6 +27,7 @@ class Job:
     turns: frozenset[str] = frozenset()
     most_at_once: int | None = None
     models: frozenset[str] = frozenset()
+    barred: frozenset[int] = frozenset()
     standing: Any = 0
     passed: int = 0
     kind: str | None = None

@@ -30,7 +30,7 @@ def item(workflow: Any, target: int | None = None) -> QueueItem:
 def mixed() -> Any:
     """A slot in a thread, and one in a process."""
     made = make_slots("cpu", "cpu")
-    made[1].process = SimpleNamespace(report={})  # type: ignore[assignment]
+    made[1].process = SimpleNamespace(report={}, kind="process")  # type: ignore[assignment]
     return made
 
 

@@ -12,7 +12,7 @@ from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.core.shares import Share
 from comfy_parallel.errors import QueueFull
 from comfy_parallel.slots.items import QueueItem
-from comfy_parallel.slots.room import check_room
+from comfy_parallel.slots.room import check_may_wait
 from comfy_parallel.slots.slot import entered
 from tests.fakes import host_item
 
@@ -28,10 +28,10 @@ def test_they_take_no_room(front: Any) -> None:
     waiting_share(front)
     policy = replace(Policy(), max_waiting=1, max_waiting_per_client=1)
     item = host_item("next", client_id="client")
-    check_room(front._dispatcher.waiting, policy, item)
+    check_may_wait(front._dispatcher.waiting, policy, item, None)
     front.put(host_item("other", client_id="client"))
     with pytest.raises(QueueFull, match="1 jobs wait"):
-        check_room(front._dispatcher.waiting, policy, item)
+        check_may_wait(front._dispatcher.waiting, policy, item, None)
 
 
 def test_they_do_not_count_among_a_clients_running_jobs(front: Any) -> None:
