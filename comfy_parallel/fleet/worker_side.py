@@ -12,17 +12,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from comfy_parallel.fleet import lifeline, numbers
 from comfy_parallel.fleet.link import Link, pack_what_can_be, unpack
 from comfy_parallel.isolation import kept_outputs, save_numbers
+from comfy_parallel.isolation.shared_numbers import SharedNumbers
 
 logger = logging.getLogger(__name__)
 
 # With colons between: the file descriptor of this end of the link, how many slots the server has, its temp folder.
 WORKER = "COMFY_PARALLEL_WORKER"
+# The folder in which several complete ComfyUIs tell each other what file numbers their jobs hold.
+NUMBERS = "COMFY_PARALLEL_NUMBERS"
 
 BEAT_S = 1.0
 _LOST = {"status_str": "error", "completed": False, "messages": []}
@@ -31,16 +35,32 @@ Report = Callable[[], dict[str, Any]]
 
 
 def take(env: MutableMapping[str, str]) -> WorkerSide | None:
-    """This process's end of the link to the front; None when it is no worker. Afterwards `env` does not tell of it."""
+    """This process's end of the link to the front; None when it is no slot's process. Afterwards `env` does not tell of
+    it, nor of what else a supervising process has given to this one."""
     global _side
+    lifeline.hold(env)
+    shared = env.pop(NUMBERS, None)
+    if shared is not None:
+        _share_numbers(Path(shared))
     given = env.pop(WORKER, None)
     if given is None:
         return None
-    lifeline.hold(env)
     fd, num_slots, temp = given.split(":", 2)
     os.set_inheritable(int(fd), False)
     _side = WorkerSide(Link(int(fd)), int(num_slots), temp)
     return _side
+
+
+def _share_numbers(folder: Path) -> None:
+    try:
+        save_numbers.share(SharedNumbers(folder))
+    except OSError as error:
+        logger.error("comfy_parallel: %s cannot be used (%s): ComfyUIs may overwrite each other's files", folder, error)
+
+
+def is_worker() -> bool:
+    """Whether this process is that of a single slot."""
+    return _side is not None
 
 
 _side: WorkerSide | None = None

@@ -6,6 +6,8 @@ is free again. What becomes of the number in between, and who keeps it, does not
 
 A node that saves a batch asks once and counts on. If it adds to the number that it was given, it gets numbers that
 nobody else holds. If it makes a plain one of it first, we do not see it count; so nobody gets the hundred after it.
+
+Other processes may save into the same folders (`share`): what they hold is known here as the numbers of one more job.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from comfy_parallel.isolation.shared_numbers import Held, SharedNumbers
 from comfy_parallel.slots.slot import Run, current_runs, current_slot
 
 Series = tuple[str, str]  # a folder, and what its files are named before the number
@@ -28,6 +31,57 @@ _FARTHEST = 10_000  # Who adds more than this to a number does not count files.
 _lock = threading.RLock()
 _holders: dict[Series, dict[int, Run]] = {}
 _listings = 0
+_shared: SharedNumbers | None = None
+_is_told = False  # within `_told`
+_OTHERS = Run("a job of another process")
+
+
+def share(shared: SharedNumbers | None) -> None:
+    """From now on tell other processes what is held here, and hold nothing that they hold; None ends it."""
+    global _shared
+    with _lock:
+        _shared = shared
+    _tell_end()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The body may change who holds what, and the other processes see it done or not begun."""
+    global _is_told
+    with _lock:
+        if _shared is None or _is_told:
+            yield
+            return
+        with _shared.locked():
+            _learn(_shared.others())
+            _is_told = True
+            try:
+                yield
+            finally:
+                _is_told = False
+                _shared.tell(_own())
+
+
+def _learn(held: Held) -> None:
+    """What others held when a folder was listed here counts until that is through: their files may have come since."""
+    if not _listings:
+        for series, holders in list(_holders.items()):
+            _holders[series] = {number: run for number, run in holders.items() if run is not _OTHERS}
+    for folder, name, number in held:
+        _holders.setdefault((folder, name), {}).setdefault(number, _OTHERS)
+
+
+def _own() -> Held:
+    running = set(current_runs())
+    return [
+        (*series, number) for series, holders in _holders.items() for number, run in holders.items() if run in running
+    ]
+
+
+def _tell_end() -> None:
+    """Tell the others what is held now: a job that held numbers has ended, and they may have what it left."""
+    with _told():
+        pass
 
 
 class Numbers(Protocol):
@@ -87,7 +141,7 @@ class _Numbers:
 
     def take(self, at_least: int, size: int) -> None:
         """Hold `size` more numbers that follow each other."""
-        with _lock:
+        with _told():
             first = number = at_least
             while number < first + size:
                 if self._is_anothers(number):
@@ -97,7 +151,7 @@ class _Numbers:
 
     def counter(self, position: int) -> Counter:
         """The number at this position, held if it was not before."""
-        with _lock:
+        with _told():
             while position >= self._num_given:
                 self._give_one_more()
         counter = Counter(self._held[position])
@@ -114,7 +168,7 @@ class _Numbers:
 
     def count_on_being_asked(self) -> None:
         """A number is written as a text. The next ones are made by adding to it, so others may have what follows."""
-        with _lock:
+        with _told():
             if not self._is_plain:
                 for number in self._held[self._num_given :]:
                     _holders.get(self._series, {}).pop(number, None)
@@ -122,7 +176,7 @@ class _Numbers:
 
     def make_room(self) -> None:
         """A plain number was made of one of these, to which somebody may add."""
-        with _lock:
+        with _told():
             if not self._is_plain:
                 self._is_plain = True
                 last = self._held[-1]
@@ -138,8 +192,11 @@ class _Numbers:
         self._hold_all(mine)
 
     def _hold_all(self, numbers: list[int]) -> None:
-        if self._run is not None:
-            _holders.setdefault(self._series, {}).update(dict.fromkeys(numbers, self._run))
+        if self._run is None:
+            return
+        _holders.setdefault(self._series, {}).update(dict.fromkeys(numbers, self._run))
+        if _shared is not None and _tell_end not in self._run.at_end:
+            self._run.at_end.append(_tell_end)
 
 
 def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counter:
@@ -150,7 +207,7 @@ def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counte
     slot = current_slot()
     run = None if slot is None else slot.run
     numbers = _Numbers(series, run, ended)
-    with _lock:
+    with _told():
         held = _holders.get(series, {}).items()
         mine = [number for number, holder in held if holder is run and number >= at_least]
         numbers.take(min(mine, default=at_least), room)
@@ -161,8 +218,8 @@ def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counte
 def _listing() -> Iterator[set[Run]]:
     """A folder is listed in the body; yields the jobs that have ended by now, whose files will be seen."""
     global _listings
-    with _lock:
-        running = set(current_runs())
+    with _told():
+        running = {*current_runs(), _OTHERS}
         if not _listings:
             _forget_ended(running)
         ended = {run for holders in _holders.values() for run in holders.values()} - running
