@@ -19,6 +19,7 @@ REPORT, FAIL, REQUEUE = STALL_POLICIES = ("report", "fail", "requeue")
 MOST_PRIORITY = 1000  # of a job, up and down
 THREAD, PROCESS = "thread", "process"  # how a slot runs
 LOST = ("requeue", "fail")
+WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")  # of the host's loader of diffusion models
 _DEVICE = re.compile(r"(cpu|mps|(?:cuda|xpu):(?:0|[1-9][0-9]{0,2}))(?:=(thread|process))?")
 
 

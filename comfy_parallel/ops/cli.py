@@ -1,4 +1,4 @@
-"""The command `comfy-parallel`: link, unlink, doctor, nginx, caddy, plan."""
+"""The command `comfy-parallel`: link, unlink, doctor, launch, master, all-fast, all-slow, update and others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfy_parallel.host import facts
 from comfy_parallel.isolation.packs.clashes import clashes
 from comfy_parallel.isolation.packs.findings import findings
 from comfy_parallel.isolation.packs.verdicts import not_there, packs_in, verdicts
-from comfy_parallel.ops import link, plan, proxy
+from comfy_parallel.ops import launch, link, modes, plan, proxy
 from comfy_parallel.patching import scan
 from comfy_parallel.patching.engine import OtherShape
 from comfy_parallel.patching.patch_set import Surveyed, judge, missing_files, survey
@@ -26,6 +26,7 @@ from comfy_parallel.patching.unknown import describe
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 0 when all is well, 1 when doctor found a problem, 2 on an error."""
     options = _parser().parse_args(arguments)
+    options.env = os.environ
     try:
         return int(options.run(options))
     except ComfyParallelError as error:
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     for program, config in (("nginx", "nginx's configuration"), ("caddy", "a Caddyfile")):
         proxy.add_to(commands.add_parser(program, help=f"write {config}: one port per slot, TLS, passwords"), program)
+    launch.add_to(commands.add_parser("launch", help="start one complete ComfyUI per GPU, which share their weights"))
+    modes.add_to(commands)
     plan.add_to(commands.add_parser("plan", help="say which weights of a model file would live on which device"))
     return parser
 

@@ -44,6 +44,14 @@ def link(comfyui_dir: str | Path) -> Path:
     return entry
 
 
+def is_linked(custom_nodes: Path) -> bool:
+    """Whether a ComfyUI with these custom nodes loads this package."""
+    if not custom_nodes.is_dir():
+        return False
+    entries = [entry for entry in custom_nodes.iterdir() if entry.suffix != ".disabled"]
+    return any(_leads_here(entry) or (entry.name == NAME and _is_stub(entry)) for entry in entries)
+
+
 def unlink(comfyui_dir: str | Path) -> bool:
     """Remove what `link` made; whether there was anything to remove.
 

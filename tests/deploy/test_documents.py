@@ -32,6 +32,8 @@ ELSEWHERE = {
     r"comfy-parallel nginx --gpus .*": "tests/deploy/test_nginx_command.py",
     r"comfy-parallel caddy --gpus 4": "tests/deploy/test_caddy.py",
     r"comfy-parallel plan MODEL .*": "tests/unit/ops/test_plan.py",
+    r"comfy-parallel launch --gpus 0,1( .*)?": "tests/unit/ops/test_launch.py",
+    r"comfy-parallel (master|all-fast|all-slow|update|update-nodes|venv)": "tests/unit/ops/test_modes.py",
     r"\./start_multi_gpu\.sh --dry-run": "tests/deploy/test_start_script.py",
     r"\./start_multi_gpu\.sh --devices .*": "tests/deploy/test_real_start.py",
     r"\./quick_test\.sh": "tests/deploy/test_quick_test.py",
