@@ -133,6 +133,15 @@ class TooManyReaders(BadRequest):
         )
 
 
+class NoSuchWorker(BadRequest):
+    """No worker of `gpu_config.json` has this id."""
+
+    status = 404
+
+    def __init__(self, worker_id: str, known: str) -> None:
+        super().__init__("no_such_worker", f"no worker has the id {worker_id}", f"ask for one of: {known or 'none'}")
+
+
 class NotWaiting(BadRequest):
     """Only a job that waits can be changed."""
 

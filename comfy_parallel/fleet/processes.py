@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_parallel.config import PROCESS, Config
-from comfy_parallel.fleet import command
+from comfy_parallel.fleet import command, local_workers, worker_side
 from comfy_parallel.fleet.process_slot import ProcessSlot
 from comfy_parallel.host import facts
 from comfy_parallel.slots.slot import slots
 
 
 def make(config: Config, server: Any, kinds: Sequence[str], *, env: Mapping[str, str], visible: str | None) -> None:
-    """Give each slot whose kind is `process` what runs its jobs; `start` starts them.
+    """Give each slot whose kind is `process` what runs its jobs, and know of other ComfyUIs; `start` starts them.
 
     Args:
         env: the environment that this process was started with.
@@ -24,6 +24,8 @@ def make(config: Config, server: Any, kinds: Sequence[str], *, env: Mapping[str,
     Raises:
         ConfigError: when a device cannot have such a slot.
     """
+    if not worker_side.is_worker():
+        local_workers.use(config, env)
     for slot, kind in zip(slots(), kinds, strict=False):  # Slots on other machines follow.
         if kind == PROCESS:
             command.can_be(slot.device)
@@ -51,3 +53,4 @@ def start() -> None:
     for slot in slots():
         if isinstance(slot.process, ProcessSlot):
             slot.process.start()
+    local_workers.launch_at_start()

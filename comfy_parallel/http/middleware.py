@@ -43,7 +43,7 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
     middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
         middlewares.insert(0, _cors_middleware)
-    routes.add_routes(server, front, models_of)
+    routes.add_routes(server, front, models_of, functools.partial(_submit_to_host, server, front))
     added = [middleware for middleware in middlewares if middleware not in before]
     routes_added = [route for route in server.routes if route not in routes_before]
 
@@ -121,6 +121,12 @@ async def _submit(request: web.Request, handler: bodies.Handler, front: Any) -> 
         replies.complete(response, functools.partial(replies.with_gpu_id, scope.placed))
     replies.complete(response, replies.shortened, status=400)
     return response
+
+
+async def _submit_to_host(server: Any, front: Any, request: web.Request) -> web.StreamResponse:
+    """What `POST /prompt` answers to the body of this request."""
+    handler = next(route.handler for route in server.routes if (route.method, route.path) == ("POST", "/prompt"))
+    return await _submit(request, handler, front)
 
 
 async def _refusal_of_body(request: web.Request) -> web.Response | None:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from comfy_parallel.config import WEIGHT_DTYPES
 from comfy_parallel.core.scope import Scope, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
@@ -36,7 +37,8 @@ _OTHER_INPUTS = {"UNETLoader": {"weight_dtype": "default"}, "CLIPLoader": {"type
 
 
 def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
-    """A prompt of loader nodes for files written like `checkpoints/sd15.safetensors`.
+    """A prompt of loader nodes for files written like `checkpoints/sd15.safetensors`, diffusion models also with the
+    kind of number that their loader is to make of them: `diffusion_models/flux.safetensors=fp8_e4m3fn`.
 
     Args:
         files_of: the names in one of the host's model folders, as its loader nodes know them.
@@ -49,7 +51,7 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
     if len(once) > MAX_FILES:
         raise BadRequest("invalid_request", f"files names {len(once)} files", f"send at most {MAX_FILES} at a time")
     for name in once:
-        folder, _, file = name.partition("/")
+        folder, file, dtype = _parts(name)
         if folder not in LOADERS:
             known = ", ".join(sorted(LOADERS))
             raise BadRequest(
@@ -59,8 +61,18 @@ def make_prompt(names: Iterable[str], files_of: FilesOf) -> dict[str, Any]:
             have = ", ".join(files_of(folder)[:20]) or "none"
             raise BadRequest("unknown_file", f"{shown(name)}: no such file", f"files in {folder}: {have}")
         node, field = LOADERS[folder]
-        prompt[str(len(prompt) + 1)] = {"class_type": node, "inputs": {field: file, **_OTHER_INPUTS.get(node, {})}}
+        inputs = {field: file, **_OTHER_INPUTS.get(node, {})} | ({"weight_dtype": dtype} if dtype else {})
+        prompt[str(len(prompt) + 1)] = {"class_type": node, "inputs": inputs}
     return prompt
+
+
+def _parts(name: str) -> tuple[str, str, str | None]:
+    """A name's folder, its file, and the kind of number after an equals sign."""
+    folder, _, file = name.partition("/")
+    path, equals, dtype = file.rpartition("=")
+    if folder == "diffusion_models" and equals and dtype in WEIGHT_DTYPES:
+        return folder, path, dtype
+    return folder, file, None
 
 
 def submit(server: Any, front: Any, prompt: dict[str, Any], gpu_ids: Sequence[int]) -> list[dict[str, Any]]:

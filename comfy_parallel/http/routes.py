@@ -10,13 +10,13 @@ from aiohttp import web
 
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.host import facts
-from comfy_parallel.http import checks, dashboard, jobs, preload, probes, replies, status
+from comfy_parallel.http import checks, dashboard, distributed, jobs, preload, probes, replies, status, workers
 from comfy_parallel.http.targets import chosen_slots, header_target
 from comfy_parallel.weights import report
 
 
-def add_routes(server: Any, front: Any, models_of: status.ModelsOf) -> None:
-    """Add them to the host's server, before it builds its routing table."""
+def add_routes(server: Any, front: Any, models_of: status.ModelsOf, submit: distributed.Submit) -> None:
+    """Add them to the host's server, before it builds its routing table. `submit` answers `POST /prompt`."""
     routes = server.routes
     _add_status(routes, front, models_of)
     _add_preload(routes, front)
@@ -24,6 +24,8 @@ def add_routes(server: Any, front: Any, models_of: status.ModelsOf) -> None:
     _add_probes(routes, front)
     _add_closing(routes, front)
     dashboard.add_routes(server, front, models_of, lambda: report.weights_json(facts.weight_name))
+    workers.add_routes(routes)
+    distributed.add_routes(server, front, submit)
     jobs.add_route(routes, front)
 
 

@@ -29,8 +29,12 @@ def added(front: Any) -> set[tuple[str, str]]:
     """The method and the path of every route that we add."""
     assert isinstance(front.closing, Closing)
     server = SimpleNamespace(app=web.Application(), routes=web.RouteTableDef())
-    routes.add_routes(server, front, lambda slot: [])
+    routes.add_routes(server, front, lambda slot: [], not_submitted)
     return {(route.method.lower(), re.sub(r":[^}]*\}", "}", route.path)) for route in server.routes}  # type: ignore[attr-defined]
+
+
+async def not_submitted(request: web.Request) -> web.StreamResponse:
+    raise AssertionError("no request was made")
 
 
 def test_every_route_is_described_and_every_description_has_its_route(front: Any) -> None:
