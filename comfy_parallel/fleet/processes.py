@@ -24,8 +24,6 @@ def make(config: Config, server: Any, kinds: Sequence[str], *, env: Mapping[str,
     Raises:
         ConfigError: when a device cannot have such a slot.
     """
-    if not worker_side.is_worker():
-        local_workers.use(config, env)
     for slot, kind in zip(slots(), kinds, strict=False):  # Slots on other machines follow.
         if kind == PROCESS:
             command.can_be(slot.device)
@@ -41,6 +39,8 @@ def make(config: Config, server: Any, kinds: Sequence[str], *, env: Mapping[str,
             )
             requeues = config.worker_lost == "requeue"
             slot.process = ProcessSlot(slot, server, start_command, silent_s=config.worker_silent_s, requeues=requeues)
+    if not worker_side.is_worker():
+        local_workers.use(config, env)
 
 
 def named(devices: Sequence[str], kinds: Sequence[str]) -> list[str]:
