@@ -48,6 +48,7 @@ class Job:
     passed: int = 0
     kind: str | None = None
     is_bound_to_kind: bool = False
+    not_on: frozenset[int] = frozenset()
     started: float = 0.0
     ended: float = 0.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Prompt = Mapping[str, Mapping[str, Any]]
@@ -12,15 +12,42 @@ Prompt = Mapping[str, Mapping[str, Any]]
 PARTICIPANT = "participant"  # The hidden input that says whose share a node belongs to; 0, or none, is the parent's.
 PARTICIPANTS = "participants"  # And how many there are.
 COLLECTOR = "collector_id"  # The hidden input that says which node of the job a collector is or stands for.
+OPENING = "opening"  # The hidden input that tells one opening of a node that hands out items from another.
+PULLER = "puller_id"  # The hidden input that says which node of the job one that hands out items stands for.
+BY_MODE = "mode"  # The input that says of some nodes whether they hand out items one at a time.
 MOST_PARTICIPANTS = 64
 MOST_BRANCHES = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """The node classes that matter. `collectors` gather what each share gives; `sources` give each participant its own;
+    `branching` are the collectors that take another branch from each. `pulling` hand out items, a share for each, and
+    have values of the job's in the place of the named inputs; those of `by_mode` only where their mode is dynamic.
+    """
+
+    collectors: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+    branching: frozenset[str] = frozenset()
+    pulling: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by_mode: frozenset[str] = frozenset()
+
+    def pulls(self, node: Mapping[str, Any]) -> bool:
+        """Whether a node hands out items, a share for each."""
+        name = node.get("class_type")
+        if name in self.by_mode and node.get("inputs", {}).get(BY_MODE) != "dynamic":
+            return False
+        return name in self.pulling
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One job's shares. `collectors`: the nodes that gather what each share gives. `sources`: those that give each
+    """Shares of one job. `collectors`: the nodes that gather what each share gives. `sources`: those that give each
     participant its own. `varied`: both, and all between them that is made from them, so it may differ from share to
     share. `branches`: how many there are, for each collector that takes another one from each participant.
+
+    `puller`: the node that hands out items, a share for each. How many, it says when it runs (`opened`); until then
+    `participants` is the greatest number of slots at once. `given`: its inputs whose values the job gives to shares.
     """
 
     prompt: Prompt
@@ -29,11 +56,18 @@ class Plan:
     sources: frozenset[str]
     varied: frozenset[str]
     branches: Mapping[str, int] = field(default_factory=dict)
+    puller: str | None = None
+    given: tuple[str, ...] = ()
+    opening: str = ""
+
+    def opened(self, items: int, opening: str) -> Plan:
+        """The same with a share for each item. `opening` is another text each time."""
+        return replace(self, participants=max(items, 1), opening=opening)
 
     @property
     def is_worth_sharing(self) -> bool:
         """Whether anything is computed that differs from share to share."""
-        return bool(self.branches) or bool(self.varied - set(self.collectors))
+        return self.puller is not None or bool(self.branches) or bool(self.varied - set(self.collectors))
 
     def shares_of(self, collector: str) -> int:
         """How many participants give something to a collector."""
@@ -76,39 +110,75 @@ class Plan:
             node["inputs"] |= {PARTICIPANT: participant, PARTICIPANTS: self.participants}
         if node_id in self.collectors:
             node["inputs"][COLLECTOR] = node_id
+        if node_id == self.puller:
+            node["inputs"] = {name: value for name, value in node["inputs"].items() if name not in self.given}
+            node["inputs"] |= {OPENING: self.opening, PULLER: node_id}
         if node_id in self.branches:
             others = {branch(one) for one in range(MOST_BRANCHES)} - {branch(participant)}
             node["inputs"] = {name: value for name, value in node["inputs"].items() if name not in others}
         return node
 
 
-def plan(
-    prompt: Prompt,
-    outputs: Iterable[str],
-    collector_classes: Collection[str],
-    source_classes: Collection[str],
-    default_participants: int,
-    branch_classes: Collection[str] = (),
-) -> Plan | None:
-    """The shares of a job; None when it has no collector that `outputs` need, or one participant only.
+def plans(prompt: Prompt, outputs: Iterable[str], classes: Classes, default_participants: int) -> tuple[Plan, ...]:
+    """The shares of a job: of the collectors that `outputs` need and that have more than one participant.
 
-    `branch_classes` are the collectors that take something else from each participant: its own branch.
-
+    The first collectors behind a node that hands out items have a plan with that node, all others have one together.
     A link that leads to no node is left to the host, which refuses such a job.
     """
-    if not any(node.get("class_type") in collector_classes for node in prompt.values()):
-        return None
+    if not any(node.get("class_type") in classes.collectors for node in prompt.values()):
+        return ()
     needed = upstream(prompt, outputs)
-    found = tuple(one for one in prompt if one in needed and prompt[one].get("class_type") in collector_classes)
-    if not found:
+    found = [one for one in prompt if one in needed and prompt[one].get("class_type") in classes.collectors]
+    pulled = [_pulled(prompt, one, found, classes, default_participants) for one in _pullers(prompt, found, classes)]
+    made = [plan for plan in pulled if plan is not None]
+    of_pullers = {collector for plan in pulled if plan is not None for collector in plan.collectors}
+    others = tuple(one for one in found if one not in of_pullers)
+    static = _divided(prompt, others, classes, default_participants) if others else None
+    return (*([static] if static is not None else []), *(plan for plan in made if plan.participants > 1))
+
+
+def _pullers(prompt: Prompt, found: Collection[str], classes: Classes) -> list[str]:
+    if not any(classes.pulls(node) for node in prompt.values()):
+        return []
+    above = upstream(prompt, found)
+    return [one for one in prompt if one in above and classes.pulls(prompt[one])]
+
+
+def _pulled(
+    prompt: Prompt, puller: str, found: Collection[str], classes: Classes, default_participants: int
+) -> Plan | None:
+    mine = _first_behind(prompt, puller, found)
+    if not mine:
         return None
-    branches = {one: _count_branches(prompt[one]) for one in found if prompt[one].get("class_type") in branch_classes}
+    above = upstream(prompt, mine)
+    is_itself = puller in mine  # Then a participant differs from the next one by its item only.
+    own = () if is_itself else (one for one in above if prompt[one].get("class_type") in classes.sources)
+    sources = frozenset([puller, *own])
+    most = participants([prompt[one].get("inputs", {}) for one in {puller, *mine}], default_participants)
+    varied = downstream(prompt, sources.union(mine), above)
+    given = classes.pulling[prompt[puller]["class_type"]]
+    return Plan(prompt, mine, most, sources, varied, puller=puller, given=given)
+
+
+def _first_behind(prompt: Prompt, puller: str, found: Collection[str]) -> tuple[str, ...]:
+    """The collectors that what this node gives reaches without passing another one."""
+    if puller in found:
+        return (puller,)
+    between = {one: node for one, node in prompt.items() if one not in found}
+    reached = downstream(between, [puller], between)
+    return tuple(one for one in found if reached.intersection(links(prompt[one])))
+
+
+def _divided(prompt: Prompt, found: tuple[str, ...], classes: Classes, default_participants: int) -> Plan | None:
+    branches = {
+        one: _count_branches(prompt[one]) for one in found if prompt[one].get("class_type") in classes.branching
+    }
     others = [prompt[one].get("inputs", {}) for one in found if one not in branches]
     count = max([*branches.values(), participants(others, default_participants) if others else 1])
     if count < 2:
         return None
     above = upstream(prompt, found)
-    sources = frozenset(one for one in above if prompt[one].get("class_type") in source_classes)
+    sources = frozenset(one for one in above if prompt[one].get("class_type") in classes.sources)
     return Plan(prompt, found, count, sources, downstream(prompt, sources.union(found), above), branches)
 
 

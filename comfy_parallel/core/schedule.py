@@ -42,6 +42,8 @@ class JobView(Protocol):
     def kind(self) -> str | None: ...
     @property
     def is_bound_to_kind(self) -> bool: ...
+    @property
+    def not_on(self) -> frozenset[int]: ...  # the slots that are not to take it although they could
 
 
 class SlotView(Protocol):
@@ -100,7 +102,7 @@ def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHI
         if slot.index in barred or (job.is_bound_to_kind and slot.kind != job.kind):
             continue
         if slot.state is SlotState.IDLE:
-            if best is None or _fit(job, slot) > best_fit:
+            if slot.index not in job.not_on and (best is None or _fit(job, slot) > best_fit):
                 best, best_fit = slot, _fit(job, slot)
         elif slot.state is SlotState.RETURNING and slot.last_client_id == job.client_id:
             expected_fit = max(expected_fit, _fit(job, slot))

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from comfy_parallel.errors import JobLost
+from comfy_parallel.fleet import questions
 from comfy_parallel.fleet.link import Link, pack, pair, unpack
 from comfy_parallel.fleet.numbers import Clerk
 from comfy_parallel.fleet.supervisor import Command, Supervisor, Timing
@@ -80,6 +81,8 @@ class ProcessSlot:
             "put": self._put,
             "beat": self._note_report,
         }
+
+    takes_shares = True  # It hands over what it makes, in answer to questions.
 
     @property
     def pid(self) -> int | None:
@@ -260,9 +263,9 @@ class ProcessSlot:
         if link is None:
             return  # It has ended.
         try:
-            answer = self._clerk.answer(question, *args)
+            answer = (questions if questions.is_known(question) else self._clerk).answer(question, *args)
         except Exception as error:
-            logger.exception("%s: file numbers could not be reserved", self.slot.name)
+            logger.exception("%s: its process's question %r could not be answered", self.slot.name, question)
             _send(link, "answer", number, False, f"{type(error).__name__}: {error}")
         else:
             _send(link, "answer", number, True, answer)

@@ -201,13 +201,13 @@ class WorkerSide:
         self._link.send("put", pack_what_can_be(tuple(item)))
 
     def _ask(self, question: str, *args: Any) -> Any:
-        """The front's answer to a question about file numbers."""
+        """The front's answer to a question about file numbers, or to one of `fleet.questions`."""
         number, answers = next(self._questions), SimpleQueue[tuple[bool, Any]]()
         self._answers[number] = answers
         self._link.send("ask", number, question, args)
         is_answered, answer = answers.get()
         if not is_answered:
-            raise RuntimeError(f"the front could not say what file numbers are free: {answer}")
+            raise RuntimeError(f"the front could not answer {question!r}: {answer}")
         return answer
 
     def _beat(self, report: Report) -> None:
@@ -217,6 +217,22 @@ class WorkerSide:
                 time.sleep(BEAT_S)
         except OSError:
             return  # The front is gone, which the listening thread says.
+
+
+def is_worker() -> bool:
+    """Whether this process runs the jobs of one slot for a front."""
+    return _side is not None
+
+
+def ask(question: str, *args: Any) -> Any:
+    """The front's answer to a question of `fleet.questions`.
+
+    Raises:
+        RuntimeError: with the front's reason when it has none.
+    """
+    if _side is None:
+        raise RuntimeError("only the process of a slot has a front to ask")
+    return _side._ask(question, *args)
 
 
 # Patches of a worker's host.

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from comfy_parallel.errors import BadRequest, TooManyReaders
-from comfy_parallel.http import replies
+from comfy_parallel.http import participants, replies
 from comfy_parallel.http.feed import Feed
 from comfy_parallel.http.overview import Weights, overview
 from comfy_parallel.http.status import ModelsOf
@@ -48,6 +48,7 @@ def add_routes(server: Any, front: Any, models_of: ModelsOf, weights: Weights) -
     _end_with(server.app, feed)
     _add_events(server.routes, feed)
     _add_previews(server.routes, front)
+    participants.add_routes(server.routes)
 
 
 def page_files() -> dict[str, Path]:

@@ -13,7 +13,7 @@ from comfy_parallel.config import CLIENT_ORDERS
 from comfy_parallel.core.scope import HEADER, Scope, current_scope, is_of_request, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import bodies, checks, jobs, keys, log, peers, replies, routes, status, webhooks
+from comfy_parallel.http import bodies, checks, jobs, keys, log, participants, peers, replies, routes, status, webhooks
 from comfy_parallel.http.targets import header_target, settle_target
 from comfy_parallel.slots.slot import Run, slots
 
@@ -174,6 +174,7 @@ def _check_scheduling(data: dict[str, Any]) -> None:
     if "priority" in extra_data:
         jobs.check_priority(extra_data["priority"], "extra_data.priority")
     webhooks.check(extra_data)
+    participants.check(extra_data)
     order = extra_data.get("client_order")
     if order is None and scope.order_of is not None and (order := scope.order_of(data)) is not None:
         data["extra_data"] = {**extra_data, "client_order": order}

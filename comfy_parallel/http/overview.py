@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from comfy_parallel.core.series import merged
@@ -62,6 +63,7 @@ def _slot(front: Any, answers: Answers, running: list[Any], pending: int) -> Par
         "graphs": {name: graphs.get(name) for name in ("on", "reason", "captures", "replays")},
         "metrics": slot_metrics(slot),
         "pending": pending,
+        "takes_part": slot.takes_part,
         "job": _running(slot, running),
     }
 
@@ -83,6 +85,7 @@ def _running(slot: Slot, running: list[Any]) -> Parts | None:
         "started_at": run.started_at,
         "waited_s": round(run.waited_s, 3),
         "interrupted": run.interrupted,
+        "share": None if run.share is None else asdict(run.share),
         "node": _title(prompt, node),
         "value": None if step is None else step[0],
         "max": None if step is None else step[1],

@@ -88,6 +88,7 @@ class QueueItem(tuple[Any, ...]):
     kind: str | None = None  # of the slots that suit it
     is_bound_to_kind: bool = False  # It runs on no others, and beside other jobs.
     losses: int = 0  # how often a process ended while it ran this job
+    not_on: frozenset[int] = frozenset()  # the slots that are not to take this share
 
     @property
     def prompt_id(self) -> Any:
@@ -203,6 +204,7 @@ class UnknownItem:
     barred: Mapping[int, str] = _NOWHERE
     standing = peer = party = place = share = None
     passed = 0
+    not_on: frozenset[int] = frozenset()
 
 
 _UNKNOWN = UnknownItem()

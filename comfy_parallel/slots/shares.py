@@ -17,10 +17,10 @@ class Shares:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    def put(self, item: tuple[Any, ...], share: Share, job: QueueItem, target: int | None = None) -> None:
-        """Let a share of a running job wait for a slot, or any, at the place in the queue that the job had."""
+    def put(self, item: tuple[Any, ...], share: Share, job: QueueItem, not_on: frozenset[int] = frozenset()) -> None:
+        """Let a share of a running job wait for a slot, `not_on` these, where the job itself had waited."""
         queued = QueueItem(item)
-        queued.share, queued.target, queued.queued_at = share, target, time.monotonic()
+        queued.share, queued.not_on, queued.queued_at = share, not_on, time.monotonic()
         queued.priority, queued.place, queued.peer, queued.party = job.priority, job.place, job.peer, job.party
         with self._dispatcher.mutex:
             self._dispatcher.shares.add(queued.prompt_id)

@@ -144,6 +144,7 @@ class Slot:
         self.device = device
         self.place = place or device
         self.process: Process | None = None
+        self.takes_part = True  # in jobs that are shared out and do not say which slots do
         self.run: Run | None = None
         self.state = SlotState.STARTING
         self.is_recording = False
@@ -238,6 +239,11 @@ def current_index() -> int | None:
 def slots() -> tuple[Slot, ...]:
     """All slots; empty until the host has built its queue."""
     return _SLOTS
+
+
+def participating() -> list[int]:
+    """The slots that were chosen for jobs that are shared out and do not say."""
+    return [slot.index for slot in _SLOTS if slot.takes_part]
 
 
 def set_slots(new: tuple[Slot, ...]) -> None:

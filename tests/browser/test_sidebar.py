@@ -149,6 +149,35 @@ def test_a_slots_job_is_shown_and_interrupted_and_the_slot_paused(
     page.wait("an idle slot", lambda: "idle" in sidebar.text(1))
 
 
+def test_who_takes_part_in_shared_jobs_is_chosen_and_shares_are_told_apart(
+    open_page: Callable[[], Page], server: HostServer
+) -> None:
+    page = open_page()
+    sidebar = Sidebar(page)
+    box = f"{ROOT}.querySelectorAll('.takes-part')[arguments[0]]"
+    page.wait("both chosen", lambda: all(sidebar.js(f"return {box}.checked", slot) for slot in (0, 1)))
+    sidebar.js(f"{box}.click()", 1)
+    page.wait("the choice", lambda: server.request("GET", "/parallel/participants")[1] == {"gpu_ids": [0]})
+    sidebar.js(f"{box}.click()", 1)
+    page.wait("both again", lambda: server.request("GET", "/parallel/participants")[1] == {"gpu_ids": [0, 1]})
+    job = str(
+        server.submit(
+            {
+                "seed": node("DistributedSeed", seed=9100),
+                "work": node("CPTProgress", steps=5000, ms=20, seed=["seed", 0]),
+                "all": node("ParallelCollector", value=["work", 0]),
+                "out": node("CPTOut", value=["all", 0]),
+            },
+            0,
+        )["prompt_id"]
+    )
+    page.wait("the share", lambda: "share 2 of 2" in sidebar.text(1))
+    page.wait("its preview", lambda: sidebar.js(f"return {ROOT}.querySelectorAll('img')[1].naturalWidth") == 64)
+    assert "share" not in sidebar.text(0)
+    sidebar.press(1, "interrupt")
+    assert outcome(server.wait([job])[job]) == "interrupted"
+
+
 def test_an_interrupt_without_a_job_says_whose_it_is(open_page: Callable[[], Page]) -> None:
     page = open_page()
     script = """

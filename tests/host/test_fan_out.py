@@ -150,6 +150,14 @@ def test_a_share_that_is_lost_is_computed_again(server: HostServer, how: str) ->
     assert len(lines) == 1
 
 
+def test_a_share_that_two_slots_failed_at_is_computed_by_a_third(server: HostServer) -> None:
+    start = len(server.log())
+    entry = run(server, told(30, how="fail twice", bad=32, parties=4), slot=0)
+    assert seeds(entry) == [30, 31, 32, 33]
+    lines = [line for line in server.log()[start:].splitlines() if "at the share of participant 2 of job" in line]
+    assert len({line.partition(" failed at")[0] for line in lines}) == len(lines) == 2
+
+
 def test_a_share_that_fails_everywhere_fails_the_job_with_the_reason(server: HostServer) -> None:
     entry = run(server, told(40, how="fail", bad=43, parties=4))
     assert outcome(entry) == "error"

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, PARTICIPANT, branch
 from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.nodes.parallel.combine import combined
+from comfy_parallel.nodes.parallel.job import Job, plan_of
 from comfy_parallel.nodes.parallel.kinds import (
     ANY,
     CATEGORY,
@@ -22,7 +23,7 @@ from comfy_parallel.nodes.parallel.kinds import (
 COLLECTOR_NAME = "DistributedBranchCollector"
 _COUNT = ("INT", {"default": 2, "min": 2, "max": MOST_BRANCHES})
 _NAMES = tuple(branch(index) for index in range(MOST_BRANCHES))
-Gather = Callable[[fan_out.FanOut, str], Any]
+Gather = Callable[[Job, str], Any]
 
 
 class DistributedBranch:
@@ -83,16 +84,17 @@ def collector(gather: Gather) -> type:
             if job is None:
                 return tuple(combined([list(given.get(name, [None]))]) for name in _NAMES)
             participant = first(given, PARTICIPANT, 0)
-            job.gathering.give(key, participant, list(given.get(branch(participant), [None])))
+            job.give(key, participant, list(given.get(branch(participant), [None])))
             return gather(job, key) if participant == 0 else ([None],) * MOST_BRANCHES
 
     return DistributedBranchCollector
 
 
-def _job(given: Any, unique_id: Any) -> fan_out.FanOut | None:
+def _job(given: Any, unique_id: Any) -> Job | None:
     """The shared job that this collector is part of."""
     job = fan_out.current()
-    return job if job is not None and first(given, COLLECTOR, unique_id[0]) in job.plan.branches else None
+    plan = None if job is None else plan_of(job, first(given, COLLECTOR, unique_id[0]))
+    return job if plan is not None and plan.branches else None
 
 
 def side_by_side(given: Sequence[list[Any]]) -> tuple[list[Any], ...]:

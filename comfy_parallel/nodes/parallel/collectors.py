@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, MOST_PARTICIPANTS, PARTICIPANT
+from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, MOST_PARTICIPANTS, PARTICIPANT, PULLER, Plan
 from comfy_parallel.nodes.parallel import branches, fan_out
 from comfy_parallel.nodes.parallel.combine import combined
+from comfy_parallel.nodes.parallel.job import Job, Values, plan_of
 from comfy_parallel.nodes.parallel.kinds import (
+    AGAIN,
     ANY,
     CATEGORY,
     COUNT,
@@ -25,7 +28,6 @@ _BALANCE = (
     "BOOLEAN",
     {"default": False, "tooltip": "Run the whole job on one slot, whichever is free first, instead of on all."},
 )
-Values = list[list[Any]]  # For each output the values of one participant.
 
 
 def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
@@ -33,6 +35,9 @@ def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
 
     def node(name: str, inputs: Sequence[str], **fields: Any) -> type:
         return _collector(name, tuple(inputs), check_interrupt, **fields)
+
+    def gather_branches(job: Job, collector: str) -> Any:
+        return _gather(job, collector, MOST_BRANCHES, check_interrupt)
 
     images = {"images": ("IMAGE",)}
     return {
@@ -46,9 +51,10 @@ def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
         "MultiGPUCollector": node(
             "MultiGPUCollector", ("images",), required=images, optional={"participants": COUNT}, types=("IMAGE",)
         ),
-        "DistributedListCollector": node(
-            "DistributedListCollector", ("images",), required=images, optional={}, types=("IMAGE",)
-        ),
+        **{
+            name: node(name, ("images",), required=images, optional={"participants": COUNT}, types=("IMAGE",))
+            for name in ("DistributedListCollector", "DistributedImageListEnd")
+        },
         "ParallelCollector": node(
             "ParallelCollector",
             ("value",),
@@ -56,7 +62,7 @@ def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
             optional={"participants": COUNT},
             types=(ANY,),
         ),
-        branches.COLLECTOR_NAME: branches.collector(lambda job, one: _gather(job, one, one, check_interrupt)),
+        branches.COLLECTOR_NAME: branches.collector(gather_branches),
         REST: _rest(check_interrupt),
     }
 
@@ -74,11 +80,16 @@ def _collector(
         own = [list(given.get(one, [None])) for one in inputs]
         job = fan_out.current()
         collector = first(given, COLLECTOR, unique_id[0])
-        if job is None or collector not in job.plan.collectors:  # The latter was made by a node while the job ran.
+        plan = None if job is None else plan_of(job, collector)
+        if job is None or plan is None:  # The latter was made by a node while the job ran.
             return _together([own])
         participant = first(given, PARTICIPANT, 0)
-        job.gathering.give(collector, participant, own)
-        return _together([own]) if participant else _gather(job, collector, collector, check_interrupt)
+        job.give(collector, participant, own)
+        if participant:
+            return _together([own])
+        if plan.puller is not None and not plan.opening:
+            return _opening(job, plan, collector, len(own))
+        return _gather(job, collector, len(own), check_interrupt)
 
     def input_types(cls: type) -> dict[str, Any]:
         hidden = {**HIDDEN, **HIDDEN_COLLECTOR, **PEERS_HIDDEN, "unique_id": "UNIQUE_ID"}
@@ -94,7 +105,8 @@ def _collector(
         if first(given, PARTICIPANT, 0):
             return never_cached()
         job = fan_out.current()
-        return 1 if job is None else job.plan.participants
+        plan = None if job is None else plan_of(job, first(given, "unique_id", ""))
+        return 1 if plan is None else plan.participants
 
     fields = {
         "COMFY_PARALLEL": True,
@@ -124,7 +136,7 @@ def _rest(check_interrupt: Callable[[], None]) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
-            return {"required": {"after": (ANY,), "collector": ("STRING", {})}, "hidden": {"unique_id": "UNIQUE_ID"}}
+            return {"required": {"after": (ANY,), "collector": ("STRING", {}), "outputs": ("INT", {})}}
 
         INPUT_IS_LIST = True
 
@@ -132,29 +144,47 @@ def _rest(check_interrupt: Callable[[], None]) -> type:
         def IS_CHANGED(cls, **given: Any) -> float:  # noqa: N802 - the host's name
             return never_cached()
 
-        def collect(self, after: Any, collector: Any, unique_id: Any) -> Any:
+        def collect(self, after: Any, collector: Any, outputs: Any) -> Any:
             job = fan_out.current()
             if job is None:
                 raise RuntimeError("this node is made by collectors only; take it out of the workflow")
-            return _gather(job, collector[0], unique_id[0], check_interrupt)
+            return _gather(job, collector[0], outputs[0], check_interrupt)
 
     return ParallelCollectorRest
 
 
-def _gather(job: fan_out.FanOut, collector: str, node_id: str, check_interrupt: Callable[[], None]) -> Any:
+def _gather(job: Job, collector: str, outputs: int, check_interrupt: Callable[[], None]) -> Any:
     """What all participants made; or more nodes to run first, when a share has been begun by no slot."""
-    count = job.plan.shares_of(collector)
-    participant = job.gathering.next_to_compute(collector, count, check_interrupt)
+    plan = plan_of(job, collector)
+    if plan is None:
+        raise RuntimeError(f"node {collector} gathers nothing in this job")
+    participant = job.next_to_compute(collector, check_interrupt)
     if participant is None:
-        given = job.gathering.collected(collector, count)
-        return branches.side_by_side(given) if collector in job.plan.branches else _together(given)
-    prefix = f"{node_id}.{participant}:"
-    graph = job.plan.share_graph(collector, participant, prefix)
-    rest = f"{node_id}.{participant}.rest"
-    inputs = {"after": [f"{prefix}{collector}", 0], "collector": collector}
-    graph[rest] = {"class_type": REST, "inputs": inputs, "override_display_id": collector}
-    outputs = MOST_BRANCHES if collector in job.plan.branches else len(job.gathering.given(collector, 0))
+        given = job.collected(collector)
+        if collector in plan.branches:
+            return branches.side_by_side(given)
+        return job.finish[collector](given) if collector in job.finish else _together(given)
+    prefix = f"{collector}.{participant}:"
+    graph = plan.share_graph(collector, participant, prefix)
+    rest = f"{collector}.{participant}.rest"
+    graph[rest] = rest_node(collector, outputs, [f"{prefix}{collector}", 0])
     return {"expand": graph, "result": tuple([rest, output] for output in range(outputs))}
+
+
+def _opening(job: Job, plan: Plan, collector: str, outputs: int) -> Any:
+    """Have the node that hands out items run, which was cached, before the collector goes on."""
+    puller = plan.puller or ""
+    told = {PULLER: puller, AGAIN: uuid.uuid4().hex}
+    node = {**plan.prompt[puller], "override_display_id": puller}
+    start, rest = f"{collector}.{puller}.start", f"{collector}.{puller}.rest"
+    graph = {start: {**node, "inputs": {**node["inputs"], **told}}, rest: rest_node(collector, outputs, [start, 0])}
+    return {"expand": graph, "result": tuple([rest, output] for output in range(outputs))}
+
+
+def rest_node(collector: str, outputs: int, after: list[Any]) -> dict[str, Any]:
+    """The node that goes on gathering, for a collector with so many outputs, once another has run."""
+    inputs = {"after": after, "collector": collector, "outputs": outputs}
+    return {"class_type": REST, "inputs": inputs, "override_display_id": collector}
 
 
 def _together(participants: Sequence[Values]) -> tuple[list[Any], ...]:

@@ -7,8 +7,19 @@ from typing import Any
 
 from comfy_parallel.core.fan_out import PARTICIPANT, PARTICIPANTS, bounds
 from comfy_parallel.errors import NodeInputError
-from comfy_parallel.nodes.parallel import fan_out
-from comfy_parallel.nodes.parallel.kinds import ANY, CATEGORY, HIDDEN, PEERS_HIDDEN, first, never_cached
+from comfy_parallel.nodes.parallel import fan_out, pulling
+from comfy_parallel.nodes.parallel.job import participants_in
+from comfy_parallel.nodes.parallel.kinds import (
+    ANY,
+    CATEGORY,
+    HIDDEN,
+    HIDDEN_PULLER,
+    PEERS_HIDDEN,
+    first,
+    known_before,
+    never_cached,
+)
+from comfy_parallel.slots.slot import current_slot
 
 MOST_PARTS = 10
 _leaving_out: set[str] = set()  # The ids of nodes that had less to give than there were participants.
@@ -91,13 +102,22 @@ class DistributedListSplitter(ParallelDivider):
     RETURN_NAMES = ("images",)
     DESCRIPTION = "Each participant gets its own part of a list of images, in their order."
 
+    VALIDATE_INPUTS = known_before(mode=None)
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
-        hidden = {**HIDDEN, **PEERS_HIDDEN, "unique_id": "UNIQUE_ID"}
-        mode = (["static", "dynamic"], {"default": "static", "tooltip": "Both divide the list into equal parts."})
+        hidden = {**HIDDEN, **HIDDEN_PULLER, **PEERS_HIDDEN, "unique_id": "UNIQUE_ID"}
+        tip = "static: equal parts, one for each participant; dynamic: each slot that is free takes the next image."
+        mode = (["static", "dynamic"], {"default": "static", "tooltip": tip})
         return {"required": {"images": ("IMAGE",)}, "optional": {"mode": mode}, "hidden": hidden}
 
-    def divide(self, images: Sequence[Any], unique_id: Any, **given: Any) -> tuple[list[Any]]:  # type: ignore[override]
+    @classmethod
+    def IS_CHANGED(cls, /, **given: Any) -> Any:  # noqa: N802 - the host's name
+        return pulling.is_pulled(given) or super().IS_CHANGED(**given)
+
+    def divide(self, unique_id: Any, images: Sequence[Any] = (), **given: Any) -> tuple[list[Any]]:  # type: ignore[override]
+        if pulling.is_pulled({**given, "unique_id": unique_id}):
+            return (pulling.item(unique_id, images, given),)
         return (list(images[slice(*_part(len(images), unique_id, given))]),)
 
 
@@ -106,13 +126,15 @@ def _part(total: int, unique_id: Any, given: Mapping[str, Any]) -> tuple[int, in
     participant, count, job = first(given, PARTICIPANT, 0), _count(given.get(PARTICIPANTS)), fan_out.current()
     if job is not None and count > max(total, 1):
         _leaving_out.add(unique_id[0])
-        job.leave_out(unique_id[0], range(max(total, 1), count))
+        run = slot.run if (slot := current_slot()) is not None else None
+        if job.leave_out(unique_id[0], range(max(total, 1), count)) and run is not None:
+            run.interrupted = True  # It ends before the next node.
     return bounds(total, count, participant)
 
 
 def _count(participants: Any) -> int:
     job = fan_out.current()
-    return int(participants[0]) if participants else 1 if job is None else job.plan.participants
+    return int(participants[0]) if participants else 1 if job is None else participants_in(job)
 
 
 def size(value: Any) -> int:

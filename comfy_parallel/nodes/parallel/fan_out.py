@@ -1,68 +1,33 @@
-"""Runs a job that has a collector as one parent, and a job for each other participant that any slot may take."""
+"""Runs a job that has a collector as one parent, and a job for each other share that any slot may take."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_parallel.core.fan_out import Plan, plan
-from comfy_parallel.core.shares import Share
+from comfy_parallel.core.fan_out import Classes, plans
 from comfy_parallel.core.states import SlotState
+from comfy_parallel.fleet import worker_side
+from comfy_parallel.nodes.parallel import choice, elsewhere, offering
 from comfy_parallel.nodes.parallel.gathering import Gathering
-from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job, slots, slots_in_all
+from comfy_parallel.nodes.parallel.job import FanOut, Job, Round
+from comfy_parallel.slots.slot import Slot, current_slot, interrupt_job, slots_in_all
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True, eq=False)
-class FanOut:
-    """One job and its shares, while it runs. `participant` 0 is the job itself."""
-
-    prompt_id: str
-    plan: Plan
-    gathering: Gathering
-    participant: int = 0
-    children: dict[str, int] = field(default_factory=dict)
-    has_nothing_to_do: bool = False
-
-    def leave_out(self, node_id: str, participants: Iterable[int]) -> None:
-        """These participants get nothing of what this node gives out, so they compute nothing from it.
-
-        If the slot that calls runs the share of one of them, that ends before the next node.
-        """
-        for participant in participants:
-            for collector in self.plan.collectors_below(node_id):
-                self.gathering.give(collector, participant, None)
-            if participant == self.participant and (run := _here().run) is not None:
-                self.has_nothing_to_do = run.interrupted = True
-
-
-_RUNNING: ContextVar[FanOut | None] = ContextVar("comfy_parallel_fan_out", default=None)
-_children: dict[str, FanOut] = {}  # What is queued for other slots, by the id of its job.
+_RUNNING: ContextVar[Job | None] = ContextVar("comfy_parallel_fan_out", default=None)
+_classes = Classes()
 
 current = _RUNNING.get
-_collectors: frozenset[str] = frozenset()
-_sources: frozenset[str] = frozenset()
-_branching: frozenset[str] = frozenset()
 
 
-def use(collectors: Collection[str], sources: Collection[str], branching: Collection[str] = ()) -> None:
-    """Share out the jobs that have nodes of the classes `collectors`; `sources` give each participant its own.
-
-    `branching` are the collectors that take another branch of the workflow from each participant.
-    """
-    global _collectors, _sources, _branching
-    _collectors, _sources, _branching = frozenset(collectors), frozenset(sources), frozenset(branching)
-
-
-def default_participants() -> int:
-    """How many shares a job is made of that does not say."""
-    return slots_in_all()
+def use(classes: Classes) -> None:
+    """Share out the jobs that have collectors of these classes."""
+    global _classes
+    _classes = classes
 
 
 def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,15 +39,18 @@ def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         run = functools.partial(execute, self, prompt, prompt_id, extra_data or {}, execute_outputs, **kwargs)
         slot = current_slot()
-        if slot is None or slot.process is not None or not _collectors:  # Such a process computes all shares itself.
+        if slot is None or not _classes.collectors:
             return run()
+        if worker_side.is_worker():
+            return _as(elsewhere.job_here(prompt, _classes), run)
         if slot.run is not None and slot.run.share is not None:
-            return _run_share(self, _children.pop(prompt_id, None), slot, run)
-        planned = plan(prompt, execute_outputs, _collectors, _sources, default_participants(), _branching)
-        if planned is None:
+            return _run_share(self, prompt_id, slot, run)
+        only = choice.slots_of(extra_data)
+        planned = plans(prompt, execute_outputs, _classes, choice.count(extra_data, slots_in_all()))
+        if not planned:
             return run()
-        job = FanOut(prompt_id, planned, Gathering(planned.participants))
-        return _run_parent(self.server.prompt_queues[slot.index], job, run)
+        job = FanOut(prompt_id, [Round(one, Gathering(1 if one.puller else one.participants)) for one in planned])
+        return _run_parent(self.server.prompt_queues[slot.index], slot, job, only, run)
 
     return execute_shares
 
@@ -98,95 +66,72 @@ def starting_shares(add_message: Callable[..., Any]) -> Callable[..., Any]:
         job = current()
         if event == "execution_cached" and job is not None and job.participant == 0:
             cached = set(data.get("nodes", ()))
-            is_first = not job.children  # A job that ran out of memory runs once more.
-            if is_first and job.plan.is_worth_sharing and not cached.issuperset(job.plan.collectors):
-                _offer(self.server.prompt_queues[_here().index], job)
+            if any(not cached.issuperset(plan.collectors) for plan in job.plans if plan.puller is None):
+                job.start()
         return add_message(self, event, data, *args, **kwargs)
 
     return add_message_and_start
 
 
-def _here() -> Slot:
-    slot = current_slot()
-    if slot is None:
-        raise RuntimeError("a share was begun outside of all slots")
-    return slot
-
-
-def _run_parent(queue: Any, job: FanOut, run: Callable[[], Any]) -> Any:
+def _as(job: Job | None, run: Callable[[], Any]) -> Any:
+    """Run what is part of this job."""
     token = _RUNNING.set(job)
     try:
         return run()
     finally:
         _RUNNING.reset(token)
-        job.gathering.close()
-        for child_id in job.children:
-            _children.pop(child_id, None)
-            if not queue.front.shares.drop(child_id):
-                interrupt_job(child_id)
 
 
-def _offer(queue: Any, job: FanOut) -> None:
-    """Queue each share with the job's own number: a slot that is free takes it before what came later."""
-    item = queue.running_items()[0]
-    helpers = _helpers(_here())
-    if not helpers:
-        return
-    number, _, _, extra_data, _, *rest = item
-    for participant in range(1, job.plan.participants):
-        child_id = str(uuid.uuid4())
-        share = Share(job.prompt_id, participant, job.plan.participants)
-        _children[child_id] = FanOut(job.prompt_id, job.plan, job.gathering, participant)
-        job.children[child_id] = participant
-        job.gathering.offer(participant)
-        own = {key: value for key, value in extra_data.items() if key != "gpu_id"}
-        told = {**own, "comfy_parallel": {"prompt_id": job.prompt_id, "participant": participant}}
-        prompt = job.plan.child_prompt(participant)
-        queue.front.shares.put(
-            (number, child_id, prompt, told, job.plan.collectors_of(participant), *rest),
-            share,
-            item,
-            helpers[participant % len(helpers)],
-        )
+def _run_parent(queue: Any, slot: Slot, job: FanOut, only: Collection[int] | None, run: Callable[[], Any]) -> Any:
+    job.children = children = offering.Queued(queue, slot, job, only)
+    offering.running[slot.index] = job
+    try:
+        return _as(job, run)
+    finally:
+        del offering.running[slot.index]
+        job.close()
+        children.end()
 
 
-def _helpers(own: Slot) -> list[int | None]:
-    """The slots for shares, None for any. A slot in a process of its own cannot take one: what it makes stays there."""
-    if all(slot.process is None for slot in slots()):
-        return [None]
-    return [slot.index for slot in slots() if slot.process is None and slot is not own]
-
-
-def _run_share(executor: Any, job: FanOut | None, slot: Slot, run: Callable[[], Any]) -> Any:
+def _run_share(executor: Any, child_id: str, slot: Slot, run: Callable[[], Any]) -> Any:
     """Run a share, unless its job has ended or computes it itself by now."""
-    if job is None or not job.gathering.begin(job.participant, lambda: slot.state is SlotState.FAILED):
+    found = offering.taken(child_id)
+    if found is None or not found[1].gathering.begin(found[0].participant, lambda: slot.state is SlotState.FAILED):
         executor.success, executor.status_messages = True, []
         executor.history_result = {"outputs": {}, "meta": {}}
         executor.server.client_id = None
         return None
-    token = _RUNNING.set(job)
+    job, round, children = found
     executor.status_messages = []
+    offering.running[slot.index] = job
     try:
-        return run()
+        return _as(job, run)
     finally:
-        _RUNNING.reset(token)
+        del offering.running[slot.index]
         executor.server.client_id = None  # The host would tell the client of the end of a job that it does not know.
-        _tell_end(job, slot, dict(executor.status_messages))
-        job.gathering.end(job.participant)
+        if not _is_tried_again(job, round, children, slot, dict(executor.status_messages)):
+            round.gathering.end(job.participant)
+        children.offer(round)
 
 
-def _tell_end(job: FanOut, slot: Slot, messages: dict[str, Any]) -> None:
-    """Who interrupts a share means the job. A share that failed is run again by the job itself, on its own slot."""
-    if job.gathering.is_closed or job.has_nothing_to_do or "execution_success" in messages:
-        return
+def _is_tried_again(job: FanOut, round: Round, children: Any, slot: Slot, messages: dict[str, Any]) -> bool:
+    """Whether a share is queued once more. Who interrupts a share means the job."""
+    gathering = round.gathering
+    if gathering.is_closed or job.has_nothing_to_do or "execution_success" in messages:
+        return False
     if "execution_interrupted" in messages:
         interrupt_job(job.prompt_id)
-        return
+        return False
+    failed_on = gathering.fail(job.participant, slot.index, children.may_take)
     error = messages.get("execution_error") or {}
     logger.warning(
-        "comfy_parallel: %s failed at the share of participant %d of job %s, which the job's own slot runs again: %s",
+        "comfy_parallel: %s failed at the share of participant %d of job %s, which %s: %s",
         slot.name,
         job.participant,
         job.prompt_id,
+        "another slot tries" if failed_on else "the job's own slot runs again",
         error.get("exception_message") or "its worker died",
     )
+    if failed_on:
+        children.put(round, job.participant, failed_on)
+    return bool(failed_on)

@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_parallel.core.fan_out import COLLECTOR, MOST_PARTICIPANTS, PARTICIPANT, PARTICIPANTS
+from comfy_parallel.core.fan_out import COLLECTOR, MOST_PARTICIPANTS, OPENING, PARTICIPANT, PARTICIPANTS, PULLER
 
 CATEGORY = "parallel"
 
 _HIDDEN_NUMBER = ("INT", {"default": 0})
 HIDDEN = {PARTICIPANT: _HIDDEN_NUMBER, PARTICIPANTS: _HIDDEN_NUMBER}
+AGAIN = "again"  # The hidden input that tells a second run of a node in one job from the first.
+HIDDEN_PULLER = {name: ("STRING", {"default": ""}) for name in (PULLER, OPENING, AGAIN)}
 HIDDEN_COLLECTOR = {COLLECTOR: ("STRING", {"default": ""})}
 # What clients of the original write into its nodes. Accepted, and of no effect unless it is said elsewhere.
 PEERS_HIDDEN = {

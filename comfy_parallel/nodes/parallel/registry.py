@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from comfy_parallel.core.fan_out import Classes
 from comfy_parallel.nodes import originals
-from comfy_parallel.nodes.parallel import branches, collectors, dividers, fan_out, sources
+from comfy_parallel.nodes.parallel import branches, collectors, dividers, fan_out, pulling, sources, tiled
 
 ORIGINAL = "ComfyUI-Distributed"
 
@@ -18,18 +19,33 @@ def nodes(
     if originals.installed(
         ORIGINAL, pack_folders, "distributed.py", instead_of="nodes for several slots", is_it=_is_original
     ):
-        fan_out.use((), ())
+        fan_out.use(Classes())
         return {}
-    collecting, giving = collectors.nodes(check_interrupt), {**sources.nodes(), **dividers.shares()}
+    collecting = {**collectors.nodes(check_interrupt), **_upscalers(known)}
+    giving = {**sources.nodes(), **dividers.shares(), **pulling.nodes()}
     others = {**sources.others(), **dividers.nodes(), branches.DistributedBranch.__name__: branches.DistributedBranch}
-    made = {**collecting, **giving, **others}
+    made = {**collecting, **giving, **others, **tiled.parts()}
     ours = {name: made[name] if name not in known else known[name] for name in made}
+    given = {**pulling.GIVEN, tiled.UPSCALE: tiled.GIVEN}
     fan_out.use(
-        [name for name in collecting if name != collectors.REST and is_ours(ours[name])],
-        [name for name in giving if is_ours(ours[name])],
-        [branches.COLLECTOR_NAME],
+        Classes(
+            frozenset(name for name in collecting if name != collectors.REST and is_ours(ours[name])),
+            frozenset(name for name in giving if is_ours(ours[name])),
+            frozenset([branches.COLLECTOR_NAME]),
+            {name: inputs for name, inputs in given.items() if name in ours and is_ours(ours[name])},
+            frozenset([dividers.DistributedListSplitter.__name__]),
+        )
     )
     return {name: node for name, node in made.items() if name not in known}
+
+
+def _upscalers(known: Mapping[str, type]) -> dict[str, type]:
+    """The upscaler, with the samplers that the host has; none where it has no sampler."""
+    if "KSampler" not in known:
+        return {}
+    inputs = known["KSampler"].INPUT_TYPES()["required"]  # type: ignore[attr-defined]
+    names = inputs["sampler_name"][0], inputs["scheduler"][0]
+    return {tiled.UPSCALE: tiled.upscale(*names, collectors.rest_node)}
 
 
 def is_ours(node: type) -> bool:

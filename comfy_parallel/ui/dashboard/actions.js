@@ -13,6 +13,7 @@ export class Actions {
   cancel = (id) => this.#post("queue", { delete: [id] });
   change = (id, wish) => this.#post(`parallel/jobs/${encodeURIComponent(id)}`, wish);
   preload = (file, slots) => this.#post("parallel/preload", { files: [file], gpu_ids: slots });
+  takePart = (slots) => this.#post("parallel/participants", { gpu_ids: slots });
   free = (slot) => this.#post("free", { unload_models: true, free_memory: true }, { "X-TARGET-GPU": String(slot) });
 
   /** The files in one of ComfyUI's model folders. */

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { Workers } from "./workers.js";
 
 const ROOT = new URL("../../", import.meta.url);
 const CHOICE = "comfy_parallel.run_on"; // of this tab of the browser only
@@ -17,6 +18,8 @@ const STYLE = `
   a { color: inherit; }
   p { margin: 0; } [hidden] { display: none !important; }
   article { border: 1px solid var(--border-color, #888); border-radius: 8px; padding: 10px; display: grid; gap: 7px; }
+  label.part { display: flex; align-items: center; }
+  pre { margin: 0; max-height: 240px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }
   .row { display: flex; justify-content: space-between; gap: 8px; align-items: baseline; }
   .row > * { min-width: 0; overflow-wrap: anywhere; }
   .bar { height: 6px; border-radius: 3px; background: var(--border-color, #888); overflow: hidden; }
@@ -92,13 +95,14 @@ class Tab {
     this.select = el("select", { onchange: (event) => this.choice.set(event.target.value) });
     this.note = el("p", { role: "status" });
     this.list = el("div", { className: "all", style: "padding: 0" });
+    const workers = el("section", { hidden: true });
     const host = el("div", { style: "height: 100%" });
     host.attachShadow({ mode: "open" }).append(
       el("style", { textContent: STYLE }),
       el("div", { className: "all" },
         el("h2", { textContent: "comfy_parallel" }),
         el("label", {}, el("span", { textContent: t("run_on") }), this.select),
-        this.note, this.list,
+        this.note, this.list, workers,
         el("a", { href: new URL("parallel/", ROOT).href, target: "_blank", rel: "noopener", textContent: t("dashboard.open") })));
     parent.replaceChildren(host);
     this.#showChoice();
@@ -108,6 +112,7 @@ class Tab {
     this.#feed.addEventListener("parts", () => this.#show());
     this.#feed.addEventListener("lost", () => this.#show());
     this.#feed.start();
+    new Workers(ROOT, workers, this.#parts, tell).show();
     this.#timer = setInterval(() => this.#show(), 1000);
     this.#show();
   }
@@ -141,14 +146,17 @@ class Tab {
     return el("article", { "aria-labelledby": `comfy-parallel-${id}` },
       el("div", { className: "row" }, el("h3", { id: `comfy-parallel-${id}` }), el("span", { className: "state" })),
       el("div", { className: "job" },
+        el("div", { className: "share" }),
         el("div", { className: "row" }, el("span", { className: "node" }), el("span", { className: "step" })),
         el("div", { className: "bar", role: "progressbar" }, el("span"))),
       el("img", { alt: "", hidden: true }),
       el("div", { className: "row" }, el("span", { className: "pending" })),
+      el("label", { className: "part" }, el("input", { type: "checkbox", className: "takes-part", onchange: () => this.#takePart(id) }), el("span")),
       el("div", { className: "tools" },
         button("interrupt", (event) => this.#ask(() => this.does.interrupt(event.currentTarget.dataset.id), "did.interrupt")),
         button("pause", () => this.#ask(() => this.does.pause([id]), "did.pause")),
-        button("resume", () => this.#ask(() => this.does.resume([id]), "did.resume"))));
+        button("resume", () => this.#ask(() => this.does.resume([id]), "did.resume")),
+        button("free", () => this.#ask(() => this.does.free(id), "did.free"))));
   }
 
   #update(card, slot) {
@@ -161,11 +169,17 @@ class Tab {
     setText(find("state"), t(`state.${slot.state}`));
     setText(find("pending"), t("pending", { n: count(slot.pending) }));
     const isClosed = ["paused", "draining", "suspended", "failed"].includes(slot.state);
-    for (const [action, isShown] of [["interrupt", Boolean(job)], ["pause", !isClosed], ["resume", isClosed]]) {
+    for (const [action, isShown] of [["interrupt", Boolean(job)], ["pause", !isClosed], ["resume", isClosed], ["free", true]]) {
       setText(find(action), t(action));
       setAttribute(find(action), "aria-label", `${t(action)}: ${name}`);
       show(find(action), isShown);
     }
+    const takesPart = find("takes-part");
+    if (takesPart.checked !== slot.takes_part) takesPart.checked = slot.takes_part;
+    setText(takesPart.nextElementSibling, t("takes_part"));
+    setAttribute(takesPart, "aria-label", `${t("takes_part")}: ${name}`);
+    setText(find("share"), job?.share ? t("share", { n: job.share.participant + 1, all: job.share.participants }) : "");
+    show(find("share"), Boolean(job?.share));
     show(find("job"), Boolean(job));
     const image = card.querySelector("img");
     show(image, Boolean(job?.preview));
@@ -181,11 +195,20 @@ class Tab {
     if (job.preview && image.src !== source) image.src = source;
   }
 
-  async #ask(run, done) {
+  /** Who takes part is one list for all; the last one stays in it. */
+  #takePart(id) {
+    const { slots } = this.#feed;
+    const chosen = slots.filter((slot) => (slot.gpu_id === id ? !slot.takes_part : slot.takes_part)).map((slot) => slot.gpu_id);
+    const kept = chosen.length ? chosen : [id];
+    const named = kept.map((one) => this.names(String(one))).join(", ");
+    this.#ask(() => this.does.takePart(kept), "did.takes_part", { slots: named });
+  }
+
+  async #ask(run, done, words = {}) {
     const { t } = this.#parts;
     try {
       await run();
-      tell("success", t(done));
+      tell("success", t(done, words));
     } catch (error) {
       tell("error", t("refused", { reason: error.message }));
     }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
@@ -12,7 +13,7 @@ import comfy.model_management
 import comfy.utils
 
 PATIENCE_S = 60.0
-HOWS = ("plain", "fail once", "kill once", "fail", "hold")
+HOWS = ("plain", "fail once", "fail twice", "kill once", "fail", "hold")
 
 
 class CPTShare:
@@ -24,7 +25,7 @@ class CPTShare:
     RETURN_TYPES = ("STRING",)
     changed = threading.Condition()
     present: dict[str, set[int]] = {}
-    done: set[str] = set()
+    done: dict[str, int] = {}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -48,9 +49,9 @@ class CPTShare:
                 raise RuntimeError(f"only {sorted(self.present[key])} came")
 
     def misbehave(self, key: str, how: str) -> None:
-        is_first = key not in self.done
-        self.done.add(key)
-        if how == "fail" or (how == "fail once" and is_first):
+        self.done[key] = self.done.get(key, 0) + 1
+        is_first = self.done[key] == 1
+        if how == "fail" or (how == "fail once" and is_first) or (how == "fail twice" and self.done[key] < 3):
             raise RuntimeError("failed by test")
         if how == "kill once" and is_first:
             raise SystemExit("killed by test")
@@ -58,6 +59,27 @@ class CPTShare:
         while how == "hold" and time.monotonic() < end:
             comfy.model_management.throw_exception_if_processing_interrupted()
             time.sleep(0.01)
+
+
+class CPTSlow:
+    """Tells "value@process" after a while, and its progress before."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "work"
+    RETURN_TYPES = ("STRING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        seconds = ("FLOAT", {"default": 1.0, "max": 600.0})
+        return {"required": {"value": ("INT", {"max": 2**40}), "seconds": seconds, "salt": ("STRING", {})}}
+
+    def work(self, value: int, seconds: float, salt: str) -> tuple[str]:
+        comfy.utils.ProgressBar(1).update(1)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(min(left, 0.01))
+        return (f"{value}@{os.getpid()}",)
 
 
 class CPTList:
@@ -74,6 +96,29 @@ class CPTList:
 
     def make(self, first: Any, second: Any, count: int) -> tuple[list[Any]]:
         return ([(first, second)[index % 2] for index in range(count)],)
+
+
+class CPTMet:
+    """Passes an image on once `parties` slots work on images with the same key."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "work"
+    RETURN_TYPES = ("IMAGE",)
+    slots: dict[str, set[Any]] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",), "key": ("STRING", {}), "parties": ("INT", {"default": 1})}}
+
+    def work(self, images: Any, key: str, parties: int) -> tuple[Any]:
+        from comfy_parallel.slots.slot import current_index
+
+        with CPTShare.changed:
+            self.slots.setdefault(key, set()).add(current_index())
+            CPTShare.changed.notify_all()
+            if not CPTShare.changed.wait_for(lambda: len(self.slots[key]) >= parties, PATIENCE_S):
+                raise RuntimeError(f"only slots {sorted(self.slots[key])} came")
+        return (images,)
 
 
 class CPTSome:
@@ -94,4 +139,4 @@ class CPTSome:
 
 
 DEFAULTS = {"seed": 0, "bad": -1, "parties": 1}
-NODES = {node.__name__: node for node in (CPTShare, CPTList, CPTSome)}
+NODES = {node.__name__: node for node in (CPTShare, CPTSlow, CPTList, CPTMet, CPTSome)}

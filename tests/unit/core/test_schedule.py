@@ -32,6 +32,7 @@ class Job:
     passed: int = 0
     kind: str | None = None
     is_bound_to_kind: bool = False
+    not_on: frozenset[int] = frozenset()
 
 
 @dataclass

@@ -17,10 +17,10 @@ from comfy_parallel.slots.slot import entered
 from tests.fakes import host_item
 
 
-def waiting_share(front: Any, target: int | None = None) -> str:
+def waiting_share(front: Any, not_on: frozenset[int] = frozenset()) -> str:
     """One that no slot asks for."""
     share = QueueItem(host_item("share", client_id="client"))
-    front.shares.put(tuple(share), Share("job", 1, 2), QueueItem(host_item("job", client_id="client")), target)
+    front.shares.put(tuple(share), Share("job", 1, 2), QueueItem(host_item("job", client_id="client")), not_on)
     return "share"
 
 
@@ -42,9 +42,18 @@ def test_they_do_not_count_among_a_clients_running_jobs(front: Any) -> None:
 
 
 def test_a_slots_queue_does_not_show_them_and_nobody_deletes_them(front: Any) -> None:
-    waiting_share(front, target=1)
+    waiting_share(front)
     with scoped(Scope(slot=1)):
         assert front.get_current_queue() == ([], [])
         assert not front.delete_queue_item(lambda item: True)
     assert front.slot_queues[1]._count_waiting() == 0
     assert front.shares.drop("share")
+
+
+def test_a_slot_that_is_left_out_does_not_get_them(front: Any) -> None:
+    waiting_share(front, not_on=frozenset({0}))
+    first, second = front.slot_queues[:2]
+    with entered(first.slot):
+        assert first.get(timeout=0.05) is None
+    with entered(second.slot):
+        assert second.get(timeout=60)[0][1] == "share"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from comfy_parallel.core.fan_out import Classes
 from comfy_parallel.core.shares import Share
 from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.slots.items import QueueItem
@@ -26,7 +27,7 @@ class Shares:
     def __init__(self) -> None:
         self.put_items: list[tuple[Any, Share]] = []
 
-    def put(self, item: Any, share: Share, job: Any, target: int | None = None) -> None:
+    def put(self, item: Any, share: Share, job: Any, not_on: frozenset[int]) -> None:
         self.put_items.append((item, share))
 
     def drop(self, prompt_id: str) -> bool:
@@ -58,9 +59,9 @@ class Executor:
 def slots() -> Iterator[list[Slot]]:
     made = [Slot(0, "cpu"), Slot(1, "cpu")]
     set_slots(tuple(made))
-    fan_out.use({"Collect"}, {"Seed"})
+    fan_out.use(Classes(frozenset({"Collect"}), frozenset({"Seed"})))
     yield made
-    fan_out.use((), ())
+    fan_out.use(Classes())
     set_slots(())
 
 
@@ -112,7 +113,7 @@ def test_a_share_is_left_that_the_job_computes_itself(slots: list[Slot]) -> None
     def work() -> None:
         job = fan_out.current()
         assert job is not None
-        assert job.gathering.next_to_compute("all", 2) == 1
+        assert job.next_to_compute("all", lambda: None) == 1
         ((item, share),) = shares.put_items
         run(slots[1], child, item[1], share)
 

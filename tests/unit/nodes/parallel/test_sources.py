@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from comfy_parallel.core.fan_out import Classes
 from comfy_parallel.errors import NodeInputError
 from comfy_parallel.nodes.parallel import collectors, dividers, fan_out, registry, sources
 
@@ -82,4 +83,4 @@ def test_nodes_stay_out_beside_the_pack_that_they_are_known_from(tmp_path: Path)
     assert {"DistributedCollector", "DistributedSeed", "ParallelDivider"} <= registry.nodes(
         {}, [tmp_path], print
     ).keys()
-    fan_out.use((), ())
+    fan_out.use(Classes())

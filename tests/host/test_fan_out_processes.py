@@ -1,0 +1,125 @@
+"""Slots in processes take part in shared jobs as others do, as the job's own slot and as participants."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.host.conftest import MakeServer
+from tests.host.jobs import interrupt, new_key, outcome
+from tests.host.server import JSON, HostServer
+from tests.host.test_fan_out import SEED, alone, pixels, shared
+from tests.host.workflows import Workflow, node
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
+
+LIMIT_S = 180.0
+SLOTS = "cpu,cpu=process"
+
+
+@pytest.fixture(scope="module")
+def server(make_module_server: MakeServer) -> HostServer:
+    made = make_module_server(slots=SLOTS)
+    await_processes(made)
+    return made
+
+
+def queues(server: HostServer) -> list[JSON]:
+    found: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
+    return found
+
+
+def eventually(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def await_processes(server: HostServer) -> None:
+    def are_ready() -> bool:
+        return all(one["worker"] is None or one["worker"]["state"] == "ready" for one in queues(server))
+
+    eventually(are_ready, "the processes are not ready")
+
+
+def told(seed: int, *, seconds: float = 0.0, count: int = 2) -> Workflow:
+    """Shows "seed@process" of each participant in order, after this time."""
+    return {
+        "seed": node("DistributedSeed", seed=seed),
+        "work": node("CPTSlow", value=["seed", 0], seconds=seconds, salt=new_key()),
+        "all": node("ParallelCollector", value=["work", 0], participants=count),
+        "out": node("CPTOut", value=["all", 0]),
+    }
+
+
+def values(entry: JSON) -> list[tuple[int, int]]:
+    assert outcome(entry) == "success", entry["status"]
+    parts = [text.split("@") for text in entry["outputs"]["out"]["value"]]
+    return [(int(seed), int(slot)) for seed, slot in parts]
+
+
+def run(server: HostServer, workflow: Workflow, slot: int | None = None) -> JSON:
+    job_id = server.submit(workflow, slot)["prompt_id"]
+    entry: JSON = server.wait([job_id], LIMIT_S)[job_id]
+    return entry
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_images_of_threads_and_processes_are_the_same(server: HostServer, slot: int) -> None:
+    server.request("POST", "/parallel/pause", {"gpu_ids": [1]})
+    try:
+        expected = alone(server, 2)
+    finally:
+        server.request("POST", "/parallel/resume", {"gpu_ids": [1]})
+    assert pixels(server, run(server, shared(SEED), slot)) == expected
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_all_slots_take_part(server: HostServer, slot: int) -> None:
+    with server.websocket(supports_preview_metadata=True) as client:
+        client.wait_for(lambda event: event["type"] == "feature_flags")
+        job_id = server.submit(told(100, seconds=1.0), slot, client.client_id)["prompt_id"]
+        client.wait_for_end(job_id, LIMIT_S)
+        entry = server.wait([job_id])[job_id]
+        shares = {event["data"].get("participant") for event in client.of_type("progress")}
+        named = {event["data"].get("prompt_id", job_id) for event in client.events}
+    assert [seed for seed, _ in values(entry)] == [100, 101]
+    assert len({process for _, process in values(entry)}) == 2
+    assert shares == {None, 1}
+    assert named == {job_id}
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_lists_and_parts_are_divided_among_them(server: HostServer, slot: int) -> None:
+    workflow = {
+        "batch": node("EmptyImage", width=8, height=8, batch_size=5, color=7),
+        "start": node("ParallelListStart", value=["batch", 0]),
+        "work": node("CPTSome", images=["start", 0], salt=new_key()),
+        "end": node("ParallelCollector", value=["work", 0]),
+        "save": node("SaveImage", images=["end", 0], filename_prefix="pulled"),
+    }
+    assert len(pixels(server, run(server, workflow, slot))) == 5
+    workflow["start"]["class_type"] = "ParallelDivider"
+    workflow["batch"]["inputs"]["batch_size"] = 1  # The other participant has nothing to do.
+    assert len(pixels(server, run(server, workflow, slot))) == 1
+
+
+def test_an_interrupt_of_a_processs_job_ends_its_shares(server: HostServer) -> None:
+    job_id = server.submit(told(200, seconds=60.0), 1)["prompt_id"]
+    eventually(lambda: sum(one["running_count"] for one in queues(server)) == 2, "not all slots run")
+    interrupt(server, job_id)
+    assert outcome(server.wait([job_id], LIMIT_S)[job_id]) == "interrupted"
+    eventually(lambda: not any(one["running_count"] for one in queues(server)), "a share still runs")
+
+
+def test_a_participant_that_is_killed_costs_no_image(server: HostServer) -> None:
+    """`benchmarks/fan_out.py --kills 100` does it a hundred times, and with jobs of processes."""
+    job_id = server.submit(told(300, seconds=1.0, count=5), 0)["prompt_id"]
+    eventually(lambda: queues(server)[1]["running_count"], "no share runs")
+    os.kill(queues(server)[1]["worker"]["pid"], signal.SIGKILL)
+    assert [seed for seed, _ in values(server.wait([job_id], LIMIT_S)[job_id])] == [300, 301, 302, 303, 304]
