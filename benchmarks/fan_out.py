@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,31 +86,44 @@ def measure(host: Path, devices: list[str], rounds: int) -> None:
 
 
 def kill(host: Path, slots: str, count: int, seed: int) -> None:
-    chance, began, incomplete, lost, while_running = random.Random(seed), time.monotonic(), 0, 0, 0
-    env = {"COMFY_PARALLEL_BREAKER": "0"}
+    chance, began, figures = random.Random(seed), time.monotonic(), Counter[str]()
+    env = {"COMFY_PARALLEL_BREAKER": "off"}
     with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots, env=env) as server:
-        for number in range(count):
-            pids = ready(server)
-            first = 10 * number
-            workflow = {
-                "seed": node("DistributedSeed", seed=first),
-                "work": node("CPTSlow", value=["seed", 0], seconds=0.5, salt=new_key()),
-                "all": node("ParallelCollector", value=["work", 0], participants=6),
-                "out": node("CPTOut", value=["all", 0]),
-            }
-            job_id = server.submit(workflow, 0)["prompt_id"]
-            time.sleep(chance.uniform(0.1, 1.0))
-            slot = chance.choice(list(pids))
-            while_running += server.request("GET", "/queue/all")[1]["queues"][slot]["running_count"]
-            os.kill(pids[slot], signal.SIGKILL)
-            entry = server.wait([job_id], 600)[job_id]
-            lost += outcome(entry) != "success"
-            shown = [text.partition("@")[0] for text in entry["outputs"].get("out", {}).get("value", [])]
-            incomplete += shown != [str(one) for one in range(first, first + 6)]
-        print(
-            f"{count} kills ({while_running} while the slot ran a share) in {time.monotonic() - began:.0f} s: "
-            f"{lost} jobs failed, {incomplete} without the full set in order"
-        )
+        for number in range(1, count + 1):
+            figures += kill_once(server, chance, 10 * number)
+            if number % 10 == 0 or number == count:
+                print(
+                    f"{number} kills ({figures['during a share']} while the slot ran one, {figures['of the job']} of a"
+                    f" job's own process) in {time.monotonic() - began:.0f} s: {figures['failed']} jobs failed,"
+                    f" {figures['incomplete']} without the full set in order",
+                    flush=True,
+                )
+
+
+def kill_once(server: HostServer, chance: random.Random, first: int) -> Counter[str]:
+    """A job of 6 shares, of a thread or of a process, and the kill of a process meanwhile."""
+    pids = ready(server)
+    workflow = {
+        "seed": node("DistributedSeed", seed=first),
+        "work": node("CPTSlow", value=["seed", 0], seconds=0.5, salt=new_key()),
+        "all": node("ParallelCollector", value=["work", 0], participants=6),
+        "out": node("CPTOut", value=["all", 0]),
+    }
+    own, victim = chance.choice([0, *pids]), chance.choice(list(pids))
+    job_id = server.submit(workflow, own)["prompt_id"]
+    time.sleep(chance.uniform(0.1, 1.0))
+    is_busy = server.request("GET", "/queue/all")[1]["queues"][victim]["running_count"] > 0
+    os.kill(pids[victim], signal.SIGKILL)
+    entry = server.wait([job_id], 600)[job_id]
+    shown = [text.partition("@")[0] for text in entry["outputs"].get("out", {}).get("value", [])]
+    return Counter(
+        {
+            "of the job": own == victim,
+            "during a share": own != victim and is_busy,
+            "failed": outcome(entry) != "success",
+            "incomplete": shown != [str(one) for one in range(first, first + 6)],
+        }
+    )
 
 
 def ready(server: HostServer) -> dict[int, int]:

@@ -6,6 +6,7 @@ import { Workers } from "./workers.js";
 
 const ROOT = new URL("../../", import.meta.url);
 const CHOICE = "comfy_parallel.run_on"; // of this tab of the browser only
+const CHOICE_MS = 3000; // The feed tells what was chosen within this time.
 const HEADER = "X-TARGET-GPU";
 const STYLE = `
   :host { display: block; height: 100%; overflow-y: auto; color: var(--fg-color, #222); font-size: 14px; }
@@ -85,6 +86,8 @@ class Tab {
 
   constructor(choice, names, parts) {
     this.choice = choice;
+    this.chosen = [];
+    this.chosenUntil = 0;
     this.names = names;
     this.#parts = parts;
   }
@@ -175,7 +178,7 @@ class Tab {
       show(find(action), isShown);
     }
     const takesPart = find("takes-part");
-    if (takesPart.checked !== slot.takes_part) takesPart.checked = slot.takes_part;
+    if (takesPart.checked !== this.#takesPart(slot)) takesPart.checked = this.#takesPart(slot);
     setText(takesPart.nextElementSibling, t("takes_part"));
     setAttribute(takesPart, "aria-label", `${t("takes_part")}: ${name}`);
     setText(find("share"), job?.share ? t("share", { n: job.share.participant + 1, all: job.share.participants }) : "");
@@ -195,13 +198,19 @@ class Tab {
     if (job.preview && image.src !== source) image.src = source;
   }
 
+  /** As chosen here a moment ago, which the feed may not tell yet; else as the server tells. */
+  #takesPart(slot) {
+    return performance.now() < this.chosenUntil ? this.chosen.includes(slot.gpu_id) : slot.takes_part;
+  }
+
   /** Who takes part is one list for all; the last one stays in it. */
   #takePart(id) {
-    const { slots } = this.#feed;
-    const chosen = slots.filter((slot) => (slot.gpu_id === id ? !slot.takes_part : slot.takes_part)).map((slot) => slot.gpu_id);
-    const kept = chosen.length ? chosen : [id];
-    const named = kept.map((one) => this.names(String(one))).join(", ");
-    this.#ask(() => this.does.takePart(kept), "did.takes_part", { slots: named });
+    const others = this.#feed.slots.filter((slot) => (slot.gpu_id === id) !== this.#takesPart(slot)).map((slot) => slot.gpu_id);
+    this.chosen = others.length ? others : [id];
+    this.chosenUntil = performance.now() + CHOICE_MS;
+    const slots = this.chosen.map((one) => this.names(String(one))).join(", ");
+    this.#ask(() => this.does.takePart(this.chosen), "did.takes_part", { slots });
+    this.#show();
   }
 
   async #ask(run, done, words = {}) {
