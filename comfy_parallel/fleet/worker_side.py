@@ -219,8 +219,8 @@ class WorkerSide:
             return  # The front is gone, which the listening thread says.
 
 
-def is_worker() -> bool:
-    """Whether this process runs the jobs of one slot for a front."""
+def has_front() -> bool:
+    """Whether this process runs the jobs of one slot for a front, which can be asked."""
     return _side is not None
 
 

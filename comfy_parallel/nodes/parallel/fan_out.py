@@ -41,7 +41,7 @@ def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
         slot = current_slot()
         if slot is None or not _classes.collectors:
             return run()
-        if worker_side.is_worker():
+        if worker_side.has_front():
             return _as(elsewhere.job_here(prompt, _classes), run)
         if slot.run is not None and slot.run.share is not None:
             return _run_share(self, prompt_id, slot, run)
