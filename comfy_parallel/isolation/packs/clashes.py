@@ -1,13 +1,15 @@
-"""Find what a node pack does to the seams that we use ourselves: the host's queue, its workers, its routes."""
+"""Find what a node pack does to the seams that we use ourselves: the host's queue, its workers, its routes, its
+devices."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from comfy_parallel.isolation.packs.finding import Clash, pack_name
+from comfy_parallel.isolation.packs.fixed_devices import MAY_NAME, fixed_devices
 from comfy_parallel.isolation.packs.sources import parsed, source_paths
 
 _ROUTES = {"/prompt", "/queue", "/interrupt", "/free", "/history", "/queue/all", "/debug/queues", "/metrics"}
@@ -30,33 +32,22 @@ _FOR_QUEUES = (
 _FOR_OTHERS = "it is then called for the jobs of all slots, on several threads at once"
 
 
-@dataclass(frozen=True)
-class Clash:
-    """One place where a pack takes what we use too; `file` is relative to the pack's folder."""
-
-    what: str
-    consequence: str
-    file: str
-    line: int
-
-
 def clashes(pack_dir: Path) -> list[Clash]:
-    """What a pack (a folder, or one file) replaces of the host's queue, executor, server and routes."""
-    found = {clash for path in source_paths(pack_dir) for clash in _of_file(path, pack_dir)}
+    """What a pack (a folder, or one file) replaces of the host's queue, executor, server and routes, and the devices
+    that it names itself."""
+    root = pack_dir.parent if pack_dir.is_file() else pack_dir
+    trees = [(path.relative_to(root).as_posix(), tree) for path in source_paths(pack_dir) if (tree := _tree_of(path))]
+    found = {clash for path, tree in trees for clash in _of_tree(path, tree)}
+    found.update(fixed_devices(pack_name(pack_dir), trees))
     return sorted(found, key=lambda clash: (clash.file, clash.line))
 
 
-def _of_file(path: Path, pack_dir: Path) -> Iterator[Clash]:
-    tree = parsed(path) if _may_clash(path) else None
-    if tree is not None:
-        yield from _of_tree(path.relative_to(pack_dir.parent if pack_dir.is_file() else pack_dir).as_posix(), tree)
-
-
-def _may_clash(path: Path) -> bool:
+def _tree_of(path: Path) -> ast.Module | None:
     try:
-        return _MAY_CLASH.search(path.read_bytes()) is not None
+        text = path.read_bytes()
     except OSError:  # Python cannot import it either
-        return False
+        return None
+    return parsed(path) if _MAY_CLASH.search(text) or MAY_NAME.search(text) else None
 
 
 def _of_tree(path: str, tree: ast.Module) -> Iterator[Clash]:

@@ -36,6 +36,16 @@ class Finding:
     defined_in: str = ""  # the file whose name it is, where that is another one than `file`
 
 
+@dataclass(frozen=True)
+class Clash:
+    """One place where a pack takes what we use too; `file` is relative to the pack's folder."""
+
+    what: str
+    consequence: str
+    file: str
+    line: int
+
+
 def pack_name(pack: Path) -> str:
     """A pack's name: of its folder, or of its file without the ending."""
     return pack.name.removesuffix(".py")

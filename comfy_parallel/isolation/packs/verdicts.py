@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comfy_parallel.config import PackModes
-from comfy_parallel.isolation.packs.clashes import Clash
-from comfy_parallel.isolation.packs.finding import ALONE, IN_TURN, TREATMENTS, Finding, pack_name
+from comfy_parallel.isolation.packs.finding import ALONE, IN_TURN, TREATMENTS, Clash, Finding, pack_name
 
 CLASH = "CLASH"
 _OURS = Path(__file__).resolve().parents[3]

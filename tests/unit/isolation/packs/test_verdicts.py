@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from comfy_parallel.config import PackModes
-from comfy_parallel.isolation.packs.clashes import Clash
-from comfy_parallel.isolation.packs.finding import ALONE, HOST_WRITE, IN_TURN, MODULE_STATE, PER_SLOT, SHARED, Finding
+from comfy_parallel.isolation.packs.finding import (
+    ALONE,
+    HOST_WRITE,
+    IN_TURN,
+    MODULE_STATE,
+    PER_SLOT,
+    SHARED,
+    Clash,
+    Finding,
+)
 from comfy_parallel.isolation.packs.verdicts import (
     Verdict,
     by_classes,
