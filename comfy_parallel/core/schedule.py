@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from comfy_parallel.core.states import CLOSED, SlotState
@@ -72,7 +71,7 @@ class UnderWay(NamedTuple):
 
 
 _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
-_WINDOW = 32  # so many of the first waiting jobs are looked at for one whose models a slot holds
+_WINDOW = 256  # so many of the first waiting jobs are looked at for one whose models a slot holds
 AnySlot = TypeVar("AnySlot", bound=SlotView)
 NOTHING = UnderWay()
 _WORST = (False, False, False)
@@ -91,7 +90,7 @@ def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHI
     Two jobs of one id run in turn, and no more jobs of one client at once than its jobs say. A job that runs alone
     waits until no other slot has a job, and while it runs no other job starts.
     """
-    if not _may_start(job, under_way) or not _may_run_beside(job, slots):
+    if not may_start(job, under_way) or not may_run_beside(job, slots):
         return None
     barred = job.barred
     if job.target is not None:
@@ -127,7 +126,7 @@ def first_start(
     if not free or not waiting:
         return None
     if not is_given(waiting[0]) and (slot := slot_for(view(waiting[0]), slots, under_way)) is not None:
-        if view(waiting[0]).passed < affinity and not _holds(slot, view(waiting[0])):
+        if view(waiting[0]).passed < affinity and not holds(slot, view(waiting[0])):
             return _that_fits(waiting, view, slots, under_way, is_given, last, slot) or (0, slot)
         return 0, slot
     best: tuple[int, AnySlot] | None = None
@@ -156,34 +155,22 @@ def _that_fits(
     last: Any,
     slot: AnySlot,
 ) -> tuple[int, AnySlot] | None:
-    """The first of the next jobs of the same standing that would go to this slot because it holds their models."""
+    """The first of the next jobs of the same standing that would go to this slot because it holds their models.
+
+    A heap has its first items at its beginning, though not in order.
+    """
     standing = view(waiting[0]).standing
-    for position in _in_order(waiting, _WINDOW):
+    best: int | None = None
+    for position in range(min(_WINDOW, len(waiting))):
         item = waiting[position]
         job = view(item)
-        if job.standing != standing or (last is not None and last < item):
-            return None
-        if (
-            job.models
-            and job.most_at_once != 1
-            and not is_given(item)
-            and _holds(slot, job)
-            and slot_for(job, slots, under_way) is slot
-        ):
-            return position, slot
-    return None
-
-
-def _in_order(heap: Sequence[Any], count: int) -> Iterator[int]:
-    """The positions of the first items of a heap, without looking at all of them."""
-    nearest = [(heap[0], 0)] if heap else []
-    while nearest and count:
-        _, position = heapq.heappop(nearest)
-        yield position
-        count -= 1
-        for child in (2 * position + 1, 2 * position + 2):
-            if child < len(heap):
-                heapq.heappush(nearest, (heap[child], child))
+        if not job.models or job.most_at_once == 1 or not holds(slot, job) or job.standing != standing:
+            continue
+        if is_given(item) or (last is not None and last < item) or (best is not None and not item < waiting[best]):
+            continue
+        if slot_for(job, slots, under_way) is slot:
+            best = position
+    return None if best is None else (best, slot)
 
 
 def _first_of_clients(
@@ -214,7 +201,8 @@ def first_alone(
     return min((item for item in alone if _is_open(view(item).target, slots)), default=None)
 
 
-def _may_start(job: JobView, under_way: UnderWay) -> bool:
+def may_start(job: JobView, under_way: UnderWay) -> bool:
+    """Whether neither its id nor its client keeps it from starting."""
     if not under_way.prompt_ids:
         return True
     most, client_id = job.most_at_once, job.client_id
@@ -226,14 +214,16 @@ def _may_start(job: JobView, under_way: UnderWay) -> bool:
 def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool, bool]:
     """How well a slot suits a job: it is of its kind, it holds its models, it ran its client's last job."""
     is_of_kind = job.kind is None or job.kind == slot.kind
-    return is_of_kind, bool(job.models) and _holds(slot, job), slot.last_client_id == job.client_id
+    return is_of_kind, bool(job.models) and holds(slot, job), slot.last_client_id == job.client_id
 
 
-def _holds(slot: SlotView, job: JobView) -> bool:
+def holds(slot: SlotView, job: JobView) -> bool:
+    """Whether the slot used all of the job's models last."""
     return job.models <= slot.models
 
 
-def _may_run_beside(job: JobView, slots: Sequence[SlotView]) -> bool:
+def may_run_beside(job: JobView, slots: Sequence[SlotView]) -> bool:
+    """Whether neither this job nor one that runs must be alone."""
     is_alone = job.is_alone
     return not any(slot.state in _BUSY and (is_alone or slot.is_alone) for slot in slots)
 

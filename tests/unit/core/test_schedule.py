@@ -250,10 +250,10 @@ def test_what_overtakes_may_start_there_itself(kept_back: Job) -> None:
 
 
 def test_only_the_next_jobs_overtake() -> None:
-    far = [*(Job(number, models=A) for number in range(40)), Job(40, models=B)]
+    far = [*(Job(number, models=A) for number in range(600)), Job(600, models=B)]
     busy = holding(A, B, states=(S.RUNNING, S.IDLE))
     assert start(far, busy, ("other",), affinity=8) == (0, 1)
-    assert start(far[20:], busy, ("other",), affinity=8) == (40, 1)
+    assert start(far[500:], busy, ("other",), affinity=8) == (600, 1)
 
 
 # The order of one client's jobs.
