@@ -224,6 +224,21 @@ def test_a_file_that_cannot_be_used_is_told_and_jobs_run_in_memory(make_server: 
         assert other.execute("SELECT prompt_id FROM ends ORDER BY position").fetchall() == [(kept,), (meanwhile,)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stop_by_the_operator_does_not_count_as_an_attempt(
+    make_server: MakeServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    server, file = make_server(slots="cpu,cpu", env={"COMFY_PARALLEL_ATTEMPTS": "1"}), tmp_path / "notes"
+    running = [server.submit(noting(file, f"runs{slot}", 3), slot)["prompt_id"] for slot in (0, 1)]
+    for count in (1, 2):
+        await_count(file, "runs0", count)
+        server.stop(signal_number=number)
+        server.start()
+    entries = server.wait(running)
+    assert [outcome(entry) for entry in entries.values()] == ["success"] * 2
+    assert [entry.get("attempts") for entry in entries.values()] == [None] * 2
+
+
 def test_off_writes_nothing(make_server: MakeServer) -> None:
     server = make_server(slots="cpu", env={"COMFY_PARALLEL_STATE": "off"})
     server.run(quick(1))
