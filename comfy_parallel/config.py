@@ -54,7 +54,7 @@ class Policy:
 
     client_order: str = SPREAD
     fair_by: str = "client"
-    affinity: int = 8
+    affinity: int = 16
     max_waiting: int | None = None
     max_waiting_per_client: int | None = None
     max_running_per_client: int | None = None
@@ -106,6 +106,8 @@ class Config:
     policy: Policy = Policy()
     trusted_proxies: tuple[str, ...] = ()
     state: str | None = None
+    exit_on_failed: bool = False
+    warm_up: bool = True
     stall_s: float = 0.0
     stall: str = FAIL
     state_fsync: bool = False
@@ -164,6 +166,8 @@ class Config:
             breaker=_count_or_off(env, "COMFY_PARALLEL_BREAKER", 5),
             policy=_policy(env),
             state=env.get("COMFY_PARALLEL_STATE", "").strip() or None,
+            warm_up=_auto_or_off(env, "COMFY_PARALLEL_WARM_UP"),
+            exit_on_failed=_flag(env, "COMFY_PARALLEL_EXIT_ON_FAILED"),
             stall_s=_seconds(env, "COMFY_PARALLEL_STALL_S"),
             stall=_choice(env, "COMFY_PARALLEL_STALL", STALL_POLICIES) or FAIL,
             state_fsync=_flag(env, "COMFY_PARALLEL_STATE_FSYNC"),
@@ -289,7 +293,7 @@ def _webhooks(env: Mapping[str, str]) -> Webhooks:
 
 
 def _policy(env: Mapping[str, str]) -> Policy:
-    affinity = env.get("COMFY_PARALLEL_AFFINITY", "").strip() or "8"
+    affinity = env.get("COMFY_PARALLEL_AFFINITY", "").strip() or "16"
     if not re.fullmatch(r"[0-9]{1,3}", affinity):
         raise ConfigError(
             f"COMFY_PARALLEL_AFFINITY={affinity!r}: set it to a number of jobs from 0 to 999, or leave it unset"

@@ -121,6 +121,17 @@ class Draining(BadRequest):
         super().__init__("draining", f"{what} is draining and takes no new jobs", details)
 
 
+class SlotFailed(BadRequest):
+    """A new job was sent to a slot whose device is lost to this process."""
+
+    status = 503
+    retry_after_s = 60
+
+    def __init__(self, what: str, reason: str) -> None:
+        details = "send the job again to another slot, or to any"
+        super().__init__("slot_failed", f"{what} has failed and takes no jobs: {reason}", details)
+
+
 class TooManyReaders(BadRequest):
     """As many watch the server's events as it serves."""
 

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from comfy_parallel.config import Config, misspelt
 from comfy_parallel.core import limits
-from comfy_parallel.core.breaker import Limits
 from comfy_parallel.errors import ComfyParallelError, ConfigError, HostMismatch, JournalError
 from comfy_parallel.fleet import choosing, places, worker_side
 from comfy_parallel.graphs import per_slot
@@ -27,11 +26,19 @@ from comfy_parallel.nodes.parallel import registry as parallel_registry
 from comfy_parallel.patching.patch_set import PatchSet
 from comfy_parallel.patching.sources import Checkout
 from comfy_parallel.patching.unknown import Search
-from comfy_parallel.slots import alone, device, items, own_attributes, own_names, pool, stalls, worker
-from comfy_parallel.slots.breaking import Breaking
+from comfy_parallel.slots import (
+    alone,
+    items,
+    leaving,
+    own_attributes,
+    own_names,
+    pool,
+    stalls,
+    watching,
+    worker,
+)
 from comfy_parallel.slots.recovery import Recovery
 from comfy_parallel.slots.slot import set_slots, slots, tell_slots_in_all
-from comfy_parallel.slots.stopping import Stopping
 from comfy_parallel.weights import loading, sharing
 
 logger = logging.getLogger(__name__)
@@ -70,6 +77,8 @@ def install(env: MutableMapping[str, str] = os.environ) -> bool:
     if not _config.enabled or _patches is not None:
         return _patches is not None
     _env.update(env)
+    if _config.exit_on_failed:
+        leaving.prepare()
     try:
         _put_on()
     except ConfigError as error:
@@ -127,6 +136,7 @@ def uninstall() -> None:
         items.when_to_bar(None)
         own_names.revert()
         own_attributes.revert()
+        watching.stop()
         _patches.revert()
         _patches = None
         _give_choices_back()
@@ -158,7 +168,7 @@ def _complete_server(server: Any) -> None:
 
     Ends the process with the reason when a device is missing or cannot be initialised.
     """
-    from comfy_parallel.http import middleware, peers, preload
+    from comfy_parallel.http import middleware, peers, preload, webhooks
     from comfy_parallel.isolation.loaded_models import models_of
 
     global _take_away, _start_others
@@ -184,13 +194,10 @@ def _complete_server(server: Any) -> None:
     own_names.tell_node_by(lambda: server.last_node_id)
     watch = process_state.job_watch(server.loop.call_soon_threadsafe)
     front.job_begins, front.job_ends = watch.begin, watch.end
-    if _worker is None:  # Else the front sees how its jobs end.
-        breaking = Breaking(front.slot_queues, Limits(in_a_row=_config.breaker), device.check)
-        for queue in front.slot_queues:
-            queue.when_ended = breaking.job_ended
+    watching.watch(front, server.loop, _config, None if _worker is None else _worker.leave)
     front.default_slot, front.policy = _config.default_slot, _config.policy
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
-    _send_webhooks(server, front)
+    webhooks.send(server, front, _config.webhooks)
     per_slot.tell()
     for sentence in access.of_host():
         logger.warning("comfy_parallel: WARNING: %s", sentence)
@@ -225,8 +232,7 @@ def _take_over(server: Any) -> None:
     alone.use(front.mutex)
     _restore_jobs(front)
     _put_back.append(stalls.watch(_config.stall_s if _worker is None else 0.0, _config.stall))
-    if _config.drain_s:
-        _put_back.append(Stopping(front, _config.drain_s, server.loop).listen())
+    _put_back.append(watching.listen(front, server.loop, _config, is_worker=_worker is not None))
     worker.take_over(front, lambda value: value is queue or front.is_behind(value))
     if _worker is not None:
         from comfy_parallel.http import health
@@ -259,14 +265,6 @@ def _restore_jobs(front: Any) -> None:
     kept, _kept = _kept, None
     if kept is not None and front.ledger.journal is not None:
         Recovery(front, _config.attempts, secrets.asked_for).restore(kept)
-
-
-def _send_webhooks(server: Any, front: Any) -> None:
-    if _config.webhooks.secret:
-        from comfy_parallel.http import webhooks
-
-        webhooks.use(_config.webhooks)
-        front.job_recorded = webhooks.Sender(server.loop).job_ended
 
 
 def _share_weights(front: Any) -> None:

@@ -92,6 +92,8 @@ def _best(
     """The slot where the job ends first, and when."""
     best: tuple[AnySlot, float] | None = None
     for slot in slots:
+        if job.is_bound_to_kind and slot.kind != job.kind:
+            continue
         is_idle, begins = slot.index in idle, until[slot.index]
         if slot.state in CLOSED or (not is_idle and (begins is None or seconds is None)):
             continue

@@ -80,6 +80,7 @@ class ProcessSlot:
             "ask": self._answer,
             "put": self._put,
             "beat": self._note_report,
+            "leaves": self._expect_end,
         }
 
     takes_shares = True  # It hands over what it makes, in answer to questions.
@@ -235,6 +236,11 @@ class ProcessSlot:
 
     def _note_ready(self) -> None:
         self._is_ready = True
+
+    def _expect_end(self, reason: str) -> None:
+        logger.error("%s: its process is started again: %s", self.slot.name, reason)
+        self._is_ready = False
+        self._supervisor.expect_end()
 
     def _note_report(self, packed: bytes) -> None:
         self._report = unpack(packed)

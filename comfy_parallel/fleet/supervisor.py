@@ -107,6 +107,10 @@ class Supervisor:
         """The command has done what it is for: should it end, it starts again after the shortest pause."""
         self._has_worked = True
 
+    def expect_end(self) -> None:
+        """The command is not ready any more, for it is about to end."""
+        self._ready.clear()
+
     def start(self) -> None:
         """Start the command, on a thread of its own; returns at once."""
         self._thread.start()

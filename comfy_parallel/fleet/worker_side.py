@@ -29,6 +29,7 @@ WORKER = "COMFY_PARALLEL_WORKER"
 NUMBERS = "COMFY_PARALLEL_NUMBERS"
 
 BEAT_S = 1.0
+LEAVES = 75  # the status of a process whose device is lost to it
 _LOST = {"status_str": "error", "completed": False, "messages": []}
 
 Report = Callable[[], dict[str, Any]]
@@ -79,6 +80,7 @@ class WorkerSide:
         self._running: int | None = None  # the same, once the host's worker has it
         self._retries_told = 0  # of jobs that ran out of memory
         self._is_interrupted = False  # before the host's worker had it
+        self._leaves = False
         self._worker_thread: int | None = None  # the host's worker's
         self._questions = itertools.count()
         self._answers: dict[int, SimpleQueue[tuple[bool, Any]]] = {}
@@ -101,6 +103,11 @@ class WorkerSide:
         is_between_jobs = self._running is None and threading.get_ident() == self._worker_thread
         if event != "status" and not is_between_jobs:
             self._link.send("event", self._running, pack_what_can_be((event, data, sid)))
+
+    def leave(self, reason: str) -> None:
+        """This slot's device is lost: the front is to send no more jobs, and the process ends after this one."""
+        self._leaves = True
+        self._link.send("leaves", reason)
 
     # What the front says.
 
@@ -162,6 +169,9 @@ class WorkerSide:
         self._worker_thread = threading.get_ident()
         if self._running is not None:
             self._answer_job()  # Whatever kept it from being ended.
+        if self._leaves:
+            logging.shutdown()
+            os._exit(LEAVES)
         taken = self._get(timeout)
         if taken is not None:
             with self._lock:

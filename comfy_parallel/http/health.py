@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from comfy_parallel.core.shown import clipped
+from comfy_parallel.core.states import SlotState
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import facts
 from comfy_parallel.slots import device
@@ -29,6 +30,8 @@ class Answers:
     def __init__(self, slot: Slot, models_of: Callable[[Slot], list[dict[str, Any]]] | None = None) -> None:
         self.slot = slot
         self.error: str | None = None
+        if slot.state is SlotState.FAILED:
+            self.error = slot.why_suspended or "it has failed"
         if slot.process is not None:
             self._take_report(slot.process.report, slot.process.last_end)
             return
@@ -54,6 +57,8 @@ class Answers:
 
     def ask(self, question: Callable[[], T]) -> T | None:
         """The answer to one more question."""
+        if self.slot.state is SlotState.FAILED:  # A device that is lost may not even answer that it is.
+            return None
         try:
             return question()
         except Exception as error:  # noqa: BLE001 - drivers and libraries raise what they like; the reply tells it

@@ -30,6 +30,13 @@ _RETRIED = frozenset((408, 425, 429))
 _config = Webhooks()
 
 
+def send(server: Any, front: Any, settings: Webhooks) -> None:
+    """Tell of each job's end from now on, if there is a key to sign that with."""
+    if settings.secret:
+        use(settings)
+        front.job_recorded = Sender(server.loop).job_ended
+
+
 def use(config: Webhooks) -> None:
     """What the operator allows."""
     global _config

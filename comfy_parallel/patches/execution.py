@@ -16,12 +16,13 @@ from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.namespaces import View, with_globals
 from comfy_parallel.patching.sources import ModuleSource
-from comfy_parallel.slots import loops
+from comfy_parallel.slots import loops, lost_devices
 from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_from_call
 
 FAN_OUT = "one workflow over all slots"
 RETRIES = "a second run of jobs that find no memory"
+LOST_DEVICES = "noticing that a GPU is lost"
 
 _METHODS = {
     "put": ("self", "item"),
@@ -105,6 +106,15 @@ PATCHES: tuple[Patch, ...] = (
         spare=True,
         why="A job that is run once more has not failed.",
         until="the host tries again itself",
+    ),
+    Patch(
+        target="execution:PromptExecutor.handle_execution_error",
+        wrap=lost_devices.telling_of_lost_devices,
+        params=("self", "prompt_id", "prompt", "current_outputs", "executed", "error", "ex"),
+        feature=LOST_DEVICES,
+        spare=True,
+        why="A GPU that is lost to this process fails every job that its slots take.",
+        until="the host notices that itself",
     ),
     Patch(
         target="execution:PromptExecutor.execute",

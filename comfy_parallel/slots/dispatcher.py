@@ -6,7 +6,6 @@ N complete queues under a facade that sums over them deadlock: their locks and t
 from __future__ import annotations
 
 import heapq
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,6 +18,8 @@ from comfy_parallel.core.states import SlotEvent, SlotState
 from comfy_parallel.slots.desk import NOBODY, Asker, Desk
 from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is_item, priority_of, view_of
 from comfy_parallel.slots.ledger import Ledger
+from comfy_parallel.slots.measuring import Measuring
+from comfy_parallel.slots.queue_mutex import QueueMutex
 from comfy_parallel.slots.slot import Run, Slot
 
 
@@ -37,7 +38,7 @@ class Dispatcher:
     """Gives waiting jobs to idle slots. Whoever changes something here holds `mutex`."""
 
     def __init__(self) -> None:
-        self.mutex = threading.RLock()
+        self.mutex = QueueMutex()
         self.waiting: list[Any] = []  # a heap; a job stays in it until a worker takes it
         self.running: dict[int, Any] = {}
         self.desks: list[Desk] = []
@@ -49,13 +50,21 @@ class Dispatcher:
         self.default_slot: int | None = None
         self.between_jobs: Callable[[bool], None] = lambda was_freed: None  # `POST /free` was carried out before
         self.job_recorded: Callable[[dict[str, Any], int], None] = lambda entry, index: None  # It is in the history.
+        self.refuse_waiting: Callable[[], None] = lambda: None  # A job waits for a slot that has failed.
         self.job_begins: Callable[[], None] = lambda: None  # both are called in the job's slot, on its worker's thread
         self.job_ends: Callable[[], None] = lambda: None
         self.policy = Policy()
         self.kinds: Kinds | None = None
         self._fair_share = FairShare()
+        self._measuring = Measuring(self._look_again)
         self._owners: dict[int, Desk] = {}
         self._waits_alone = False  # A job that runs alone may be among those that wait.
+
+    @property
+    def usual_target(self) -> int | None:
+        """The slot of jobs that name none; None for any."""
+        index = self.default_slot
+        return None if index is None or self.desks[index].slot.state is SlotState.FAILED else index
 
     def add_slot(self, slot: Slot) -> Desk:
         """Make the place of one slot."""
@@ -83,9 +92,11 @@ class Dispatcher:
         self.ledger.accept(queued)
         heapq.heappush(self.waiting, queued)
         self._waits_alone = self._waits_alone or queued.is_alone
-        if any(desk.has_declined for desk in self.desks):
+        if queued.target is not None and self.desks[queued.target].slot.state is SlotState.FAILED:
+            self.refuse_waiting()
+        elif any(desk.has_declined for desk in self.desks):
             self.wake_all()
-        elif self._waits_alone or queued.most_at_once == 1:
+        elif self._waits_alone or queued.most_at_once == 1 or self._measuring.matters(self.desks):
             self.dispatch()
         elif (desk := schedule.slot_for(queued, self.desks, self._under_way())) is not None:
             self._give(desk, queued)
@@ -122,7 +133,14 @@ class Dispatcher:
             last = schedule.first_alone(self.waiting, view_of, self.desks, self._is_given)
         affinity = self.policy.affinity if len(self.desks) > 1 else 0
         under_way = self._under_way()
+        if last is None and self._measuring.matters(self.desks):
+            running_of = self.running_of
+            return self._measuring.next_start(self.waiting, self.desks, under_way, self._is_given, running_of)
         return schedule.first_start(self.waiting, view_of, self.desks, under_way, self._is_given, last, affinity)
+
+    def _look_again(self) -> None:
+        with self.mutex:
+            self.dispatch()
 
     def wake_all(self) -> None:
         """Have every slot's worker look again, also those that have declined a job."""
@@ -287,9 +305,11 @@ class Dispatcher:
 
     def end(self, item_id: int, status: dict[str, Any] | None) -> None:
         """The job with this number has ended with this status; its slot is about to come back."""
-        desk = self._owners[item_id]
+        desk, item = self._owners[item_id], self.running.get(item_id)
         self._drop(item_id)
         if (run := desk.slot.run) is not None:
+            if run.share is None and (status or {}).get("status_str") == "success":
+                self._measuring.note(self.desks, desk.index, item, time.monotonic() - run.started_at)
             if run.party is not None:
                 self._fair_share.ended(run.party, time.monotonic() - run.started_at)
             desk.slot.end_run(status)
@@ -304,9 +324,13 @@ class Dispatcher:
 
     def pause(self, desk: Desk) -> None:
         """The slot ends its job and takes no other; what lies ready for it waits again. Then `dispatch`."""
+        self.close(desk, SlotEvent.PAUSE)
+
+    def close(self, desk: Desk, event: SlotEvent) -> None:
+        """As `pause`, for whatever reason."""
         if any(item is desk.given for item in desk.inbox):  # Else its worker has taken it out already, and runs it.
             self._put_back(desk)
-        desk.slot.change(SlotEvent.PAUSE)
+        desk.slot.change(event)
 
     def resume(self, desk: Desk) -> None:
         """The slot, which was closed, takes jobs again."""
@@ -358,6 +382,13 @@ class Dispatcher:
             if desk.given is item:
                 self._withdraw(desk)
                 self.dispatch()
+
+    def drop_waiting(self, item: Any) -> None:
+        """Take a job out of those that wait, which ends in another way. Then `dispatch`."""
+        self._remove(item)
+        for desk in self.desks:
+            if desk.given is item:
+                self._withdraw(desk)
 
     def _withdraw(self, desk: Desk) -> None:
         desk.inbox[:] = [item for item in desk.inbox if item is not desk.given]

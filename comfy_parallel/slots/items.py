@@ -6,11 +6,12 @@ import copy
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from comfy_parallel.config import CLIENT_ORDERS, MOST_PRIORITY
 from comfy_parallel.core.ability import WEIGHT_FILE
+from comfy_parallel.core.job_kind import kind_of
 from comfy_parallel.core.scope import body_target
 from comfy_parallel.core.shares import Share
 from comfy_parallel.errors import BadRequest
@@ -163,6 +164,14 @@ class QueueItem(tuple[Any, ...]):
         known: frozenset[str] | None = self.__dict__.get("_models")
         if known is None:
             known = self.__dict__["_models"] = model_names(self[2])
+        return known
+
+    @property
+    def workload(self) -> Hashable:
+        """Jobs of one take about as long on one slot; looked up once."""
+        known: Hashable = self.__dict__.get("_workload")
+        if known is None:
+            known = self.__dict__["_workload"] = kind_of(self[2], self.models)
         return known
 
     @property

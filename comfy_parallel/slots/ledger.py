@@ -37,6 +37,7 @@ class Ledger:
         self._counter: Callable[[], int] = lambda: 0
         self._live: dict[str, QueueItem] = {}  # by prompt_id the newest job that waits or runs
         self._running: dict[int, QueueItem] = {}  # by the number under which it runs
+        self._blamed: set[int] = set()  # numbers of runs that count although the server is stopped in order
         self._handed_back: set[int] = set()  # taken by a node pack that did not run them
         self._ended: dict[str, str | None] = {}  # prompt_ids in the history, each with the key that its client sent
         self._ids: dict[str, tuple[str, str]] = {}  # by key: the prompt_id, and the digest of the request
@@ -79,9 +80,14 @@ class Ledger:
         """The server ends in order: what runs is not to blame, and its run does not count. Needs no mutex."""
         journal, self.journal = self.journal, None
         if journal is not None:
-            for job in list(self._running.values()):
-                journal.start(job.arrival, job.attempts - 1)
+            for item_id, job in list(self._running.items()):
+                if item_id not in self._blamed:
+                    journal.start(job.arrival, job.attempts - 1)
             journal.close()
+
+    def blame(self, item_ids: Iterable[int]) -> None:
+        """One of these runs may be why the server is going to end: they count."""
+        self._blamed.update(item_ids)
 
     # Which jobs there are.
 

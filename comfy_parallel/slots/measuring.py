@@ -82,5 +82,5 @@ class Measuring:
 
 def _kind(item: Any) -> Hashable:
     view = view_of(item)
-    known: Hashable = getattr(view, "kind", None)
+    known: Hashable = getattr(view, "workload", None)
     return known

@@ -89,7 +89,7 @@ class FrontQueue:
     def __init__(self, server: Any) -> None:
         super().__init__(server)
         self._is_made = True
-        self.mutex = self._dispatcher.mutex
+        self.mutex = self._dispatcher.mutex.public
         self.not_empty = _EverySlot(self._dispatcher)
         self._running = RunningJobs(self._dispatcher)
 
@@ -125,7 +125,7 @@ class FrontQueue:
             item[3].pop(scope.SETTLED_FIELD, None)
             item[3]["gpu_id"] = target
         scope.note_placed(target)
-        with self.mutex:
+        with self._dispatcher.mutex:
             if scope.is_of_request():
                 self.closing.check(target)
                 if (known := self.ledger.repeated(item, self.history)) is not None:
@@ -153,7 +153,7 @@ class FrontQueue:
             target = named_target(item)
         if target is None:
             slot = current_slot()  # A job queued by a running job relies on what its own executor has cached.
-            return self.default_slot if slot is None else slot.index
+            return self._dispatcher.usual_target if slot is None else slot.index
         return None if target == scope.AUTO else int(target)
 
     # Emptying.
@@ -168,7 +168,7 @@ class FrontQueue:
     def queue(self, items: list[Any]) -> None:
         if not self._is_made:
             return
-        with self.mutex:
+        with self._dispatcher.mutex:
             if (desk := self._asking()) is not None:
                 desk.inbox[:] = items
             elif items is not self._dispatcher.waiting:
@@ -187,7 +187,7 @@ class FrontQueue:
             raise RuntimeError("The slots have stopped; restart ComfyUI")
         desk = self._dispatcher.desks[slot.index]
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.mutex:
+        with self._dispatcher.mutex:
             while True:
                 self._dispatcher.leave_known_jobs(desk)
                 if desk.inbox:
@@ -226,7 +226,7 @@ class FrontQueue:
         """Move a job that has ended into the history. Node packs wrap `task_done`, not this."""
         if kwargs.get("status") is not None:
             kwargs["status"] = QuickStatus(kwargs["status"])
-        with self.mutex:
+        with self._dispatcher.mutex:
             desk, item = self._dispatcher.owner_of(item_id), self._dispatcher.running[item_id]
             if is_share(item):
                 self._dispatcher.end(item_id, kwargs["status"]._asdict())
@@ -236,7 +236,7 @@ class FrontQueue:
 
     def finish(self, desk: Desk, item_id: int, prompt_id: Any) -> None:
         """Note in the history where a job ran, which has just come there, and let its slot come back."""
-        with self.mutex:
+        with self._dispatcher.mutex:
             entry = self.history.get(prompt_id, {})
             if entry:
                 entry["gpu_id"] = desk.index
@@ -246,12 +246,12 @@ class FrontQueue:
                 self.job_recorded(entry, desk.index)
 
     def wipe_history(self) -> None:
-        with self.mutex:
+        with self._dispatcher.mutex:
             super().wipe_history()
             self.ledger.match(self.history)
 
     def delete_history_item(self, id_to_delete: str) -> None:
-        with self.mutex:
+        with self._dispatcher.mutex:
             super().delete_history_item(id_to_delete)
             self.ledger.match(self.history)
 
@@ -268,7 +268,7 @@ class FrontQueue:
 
     def snapshot(self) -> Snapshot:
         """What runs and waits now; waiting jobs in the order in which they will be taken."""
-        with self.mutex:
+        with self._dispatcher.mutex:
             running = [queue.running_items() for queue in self.slot_queues]
             waiting = [item for item in self._dispatcher.waiting if is_item(item) and not is_share(item)]
         waiting.sort(key=order_of)
@@ -281,7 +281,7 @@ class FrontQueue:
 
     def get_current_queue_volatile(self) -> tuple[list[Any], list[Any]]:
         slot = scope.current_scope().slot
-        with self.mutex:
+        with self._dispatcher.mutex:
             waiting = jobs(self._dispatcher.waiting)
             if slot is None:
                 return jobs(self._running.values()), waiting
@@ -293,13 +293,13 @@ class FrontQueue:
         return running, [item.deep_copy() if type(item) is QueueItem else copy.deepcopy(item) for item in pending]
 
     def get_tasks_remaining(self) -> int:
-        with self.mutex:
+        with self._dispatcher.mutex:
             return len(self._dispatcher.waiting) + len(self._dispatcher.running) - len(self._dispatcher.shares)
 
     def gpu_ids(self, prompt_ids: list[Any]) -> dict[Any, int | None]:
         """The slot that runs, ran or will run each job; None while that is open or when the job is unknown."""
         found: dict[Any, int | None] = dict.fromkeys(prompt_ids)
-        with self.mutex:
+        with self._dispatcher.mutex:
             for prompt_id in found:
                 found[prompt_id] = self.history.get(prompt_id, {}).get("gpu_id")
             for item in (*self._dispatcher.waiting, *self._dispatcher.running.values()):
@@ -332,7 +332,7 @@ class FrontQueue:
                 item.priority = item[3]["priority"] = priority
             item.forget_json()
 
-        with self.mutex:
+        with self._dispatcher.mutex:
             if target is not None:
                 self.closing.check(target)
             changed = self._dispatcher.change_waiting(prompt_id, change)
@@ -342,7 +342,7 @@ class FrontQueue:
 
     def wipe_queue(self) -> None:
         slot = scope.current_scope().slot
-        with self.mutex:
+        with self._dispatcher.mutex:
             waiting = self._dispatcher.waiting
             kept = [item for item in waiting if is_share(item) or slot not in (None, view_of(item).target)]
             self._dispatcher.replace_waiting(kept)
@@ -350,7 +350,7 @@ class FrontQueue:
 
     def delete_queue_item(self, function: Callable[[Any], bool]) -> bool:
         slot = scope.current_scope().slot
-        with self.mutex:
+        with self._dispatcher.mutex:
             for position, item in enumerate(self._dispatcher.waiting):
                 if not is_share(item) and (slot is None or view_of(item).target == slot) and function(item):
                     self._dispatcher.discard(position)
@@ -359,13 +359,13 @@ class FrontQueue:
         return False
 
     def interrupt_if_running(self, prompt_id: str) -> bool:
-        with self.mutex:
+        with self._dispatcher.mutex:
             return interrupt_job(prompt_id)
 
     # Flags (`POST /free`): every slot gets its own copy.
 
     def set_flag(self, name: str, data: Any) -> None:
-        with self.mutex:
+        with self._dispatcher.mutex:
             for desk in self._dispatcher.desks:
                 if scope.current_scope().covers(desk.index):
                     desk.flags[name] = data
@@ -373,7 +373,7 @@ class FrontQueue:
 
     def get_flags(self, reset: bool = True) -> dict[str, Any]:
         slot = current_slot()
-        with self.mutex:
+        with self._dispatcher.mutex:
             desks = self._dispatcher.desks if slot is None else [self._dispatcher.desks[slot.index]]
             flags = {name: data for desk in desks for name, data in desk.flags.items()}
             for desk in desks if reset else ():
@@ -385,7 +385,7 @@ class _EverySlot(threading.Condition):
     """The front's condition, which nodes may notify: that wakes every slot. A slot's worker waits on one of its own."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__(dispatcher.mutex)
+        super().__init__(dispatcher.mutex.public)  # type: ignore[arg-type]  # It has all that is asked of an RLock.
         self._dispatcher = dispatcher
 
     def wait(self, timeout: float | None = None) -> bool:

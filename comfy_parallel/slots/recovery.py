@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.slots.askers import note_peer
-from comfy_parallel.slots.items import QueueItem, error_event
+from comfy_parallel.slots.ended_unrun import end_as_error
+from comfy_parallel.slots.items import QueueItem
 from comfy_parallel.slots.ledger import TRAITS
 
 if TYPE_CHECKING:  # It is given what was kept, and reads none.
@@ -99,12 +100,7 @@ class Recovery:
         return None
 
     def _end(self, item: QueueItem, reason: str) -> None:
-        logger.error("comfy_parallel: job %s ended as an error: %s", item[1], reason)
-        event = {**error_event(item, LostJob(reason), None), "exception_message": reason}
-        status = {"status_str": "error", "completed": False, "messages": [["execution_error", event]]}
-        entry = {"prompt": tuple(item[:5]), "outputs": {}, "status": status, "meta": {}, "gpu_id": item.target}
-        self._front.history[item[1]] = entry
-        self._front.ledger.settle(item, entry)
+        end_as_error(self._front, item, reason, LostJob)
 
 
 def _run_alone(items: list[QueueItem]) -> None:

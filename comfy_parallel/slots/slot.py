@@ -48,6 +48,7 @@ class Run:
     alive_at: float = field(default_factory=time.monotonic)  # its last sign of life
     stalls: int = 0  # how often it has been silent for too long
     stalled: BaseException | None = None  # how it is to end because of that
+    trouble: str | None = None  # what is known of why it is silent
     waited_s: float = 0.0
     sight: Sight = field(default_factory=Sight)
 

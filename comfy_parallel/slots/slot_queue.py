@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_parallel.core.scope import Scope, scoped
+from comfy_parallel.core.states import SlotState
 from comfy_parallel.errors import JobLost, StalledAndWaitsAgain
 from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.desk import Desk
@@ -39,7 +40,7 @@ class SlotQueue:
         self.front = self.hosts_queue = front
         self.slot = desk.slot
         self._dispatcher, self._desk = dispatcher, desk
-        self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex, desk.woken
+        self.server, self.mutex, self.not_empty = front.server, dispatcher.mutex.public, desk.woken
         self.tally = Tally(desk.slot)
         self.when_ended: Callable[[Slot, Any], None] = lambda slot, item: None  # after it has come into the history
         self._was_freed = False
@@ -62,18 +63,19 @@ class SlotQueue:
         """The next job of this slot and its number; None after `timeout` seconds or when flags are to be handled."""
         if self._was_freed:
             garbage.collect()
-        self.front.between_jobs(self._was_freed)
+        if self.slot.state is not SlotState.FAILED:  # Its device answers no call any more.
+            self.front.between_jobs(self._was_freed)
         self._was_freed = False
         if self.slot.process is not None:
             self.slot.process.await_ready()
-        with self.mutex:
+        with self._dispatcher.mutex:
             self._dispatcher.ask(self._desk)
         try:
             with entered(self.slot):
                 taken = self.hosts_queue.get(timeout=timeout)
         finally:
             self._desk.is_asked = False
-        with self.mutex:
+        with self._dispatcher.mutex:
             self._note(taken)
         if taken is not None:
             self._dispatcher.ledger.flush()  # A job that ends the server must be known to have begun.
@@ -98,6 +100,7 @@ class SlotQueue:
             self._dispatcher.poke(self._desk)
 
     def task_done(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self._take_lock_back()
         prompt_id = None if self.slot.run is None else self.slot.run.prompt_id
         with entered(self.slot):
             switches.end_job()
@@ -109,8 +112,13 @@ class SlotQueue:
         self.when_ended(self.slot, self._taken)
         self.tally.job_ended(self._count_waiting)
 
+    def _take_lock_back(self) -> None:
+        """A job that has ended, on this thread, and has kept the queue's lock would stop everybody."""
+        if self._dispatcher.mutex.drop_left():
+            logger.warning("%s: its job has ended and left the queue's lock taken; it was given back", self.slot.name)
+
     def _count_waiting(self) -> int:
-        with self.mutex:
+        with self._dispatcher.mutex:
             waiting = [view_of(item) for item in self._dispatcher.waiting]
         return sum(view.share is None and view.target in (None, self.slot.index) for view in waiting)
 
@@ -135,7 +143,8 @@ class SlotQueue:
 
     def fail_running(self, error: BaseException) -> list[str]:
         """End what this slot runs as an error, and tell its client; returns the ids of these jobs."""
-        with self.mutex:
+        self._take_lock_back()
+        with self._dispatcher.mutex:
             if self.slot.run is not None and not self.currently_running:  # A node pack took it out, and failed then.
                 self._dispatcher.take(self._desk, self._taken_id, self._taken)
             items = list(zip(self.currently_running, self.running_items(), strict=True))
@@ -144,7 +153,7 @@ class SlotQueue:
                 if not self._hand_back(error):
                     self.fail(item_id, item, error)
         finally:
-            with self.mutex:
+            with self._dispatcher.mutex:
                 self._dispatcher.die(self._desk)
         return [item[1] for _, item in items]
 
@@ -163,7 +172,7 @@ class SlotQueue:
             self.front.job_ends()
         if isinstance(item[3], dict):
             item[3]["gpu_id"] = item.target
-        with self.mutex:
+        with self._dispatcher.mutex:
             self._desk.inbox.append(item)
             self._dispatcher.leave(self._desk, has_run=error.has_begun)
             self.server.queue_updated()
@@ -173,6 +182,8 @@ class SlotQueue:
         """End a job as an error. Nothing here may depend on what the job or its nodes have made."""
         logger.error("%s: job %s ended as an error: %s", self.slot.name, item[1], error_text(error))
         event = error_event(item, error, self.server.last_node_id)
+        if self.slot.state is SlotState.FAILED:
+            event["exception_message"] += f"\n\n{self.slot.name} has failed: {self.slot.why_suspended}"
         self.server.last_node_id = None  # As the host does at a job's end: who reconnects must not see it run.
         status = self.front.ExecutionStatus(status_str="error", completed=False, messages=[("execution_error", event)])
         outcome = {"history_result": {"outputs": {}, "meta": {}}, "status": status, **self._without_secrets()}

@@ -64,6 +64,8 @@ class Stalls:
 
     def _act(self, slot: Slot, run: Run) -> None:
         reason = f"no sign of life for {self._after_s:g} s (COMFY_PARALLEL_STALL_S)"
+        if run.trouble is not None:
+            reason = f"{reason}; {run.trouble}"
         done = {REPORT: "left as it is", REQUEUE: "interrupted, to run once more"}.get(self._policy, "interrupted")
         logger.error("%s: job %s is stalled: %s; %s", slot.name, run.prompt_id, reason, done)
         if self._policy == REPORT:

@@ -50,9 +50,9 @@ class Stopping:
     def _begin(self) -> None:
         threading.Thread(target=self.drain, daemon=True, name="comfy_parallel-drain").start()
 
-    def drain(self) -> None:
+    def drain(self, why: str = "SIGTERM") -> None:
         """Wait for the jobs that run, tell which are lost, and end the server."""
-        logger.warning("comfy_parallel: SIGTERM: no new jobs; those that run have %g s to end", self._drain_s)
+        logger.warning("comfy_parallel: %s: no new jobs; those that run have %g s to end", why, self._drain_s)
         self._front.closing.drain_for_good()
         self._await_running()
         seen = self._front.snapshot()

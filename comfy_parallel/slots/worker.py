@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from comfy_parallel.slots import device
+from comfy_parallel.slots import device, lost_devices, warming
 from comfy_parallel.slots.host_worker import RunWorker, calling_worker, replace_worker
 from comfy_parallel.slots.items import error_text
 from comfy_parallel.slots.slot import Slot, entered, slots
@@ -57,6 +57,7 @@ class Worker:
         with entered(self.slot):
             if self.slot.process is None:
                 device.bind(self.slot.device, sum(slot.process is None for slot in slots()))
+                warming.warm(self.slot)
             logger.info("%s: worker started", self.slot.name)
             while True:
                 self._run_once()
@@ -69,6 +70,7 @@ class Worker:
             error: BaseException = RuntimeError("the host's worker returned")
         except BaseException as raised:  # Whatever a node raises ends this job, never the slot.
             error = raised
+        lost_devices.look(self.slot, error)
         failed = self._end_jobs(error)
         BaseException.with_traceback(error, None)  # Its frames hold the dead executor, and with it device memory.
         del error

@@ -314,3 +314,18 @@ def test_nothing_of_it_is_left_when_the_front_is_killed(server: HostServer) -> N
     pid = worker_pid(server)
     server.stop(signal_number=signal.SIGKILL)
     eventually(lambda: not is_there(pid), "the process outlived its front")
+
+
+def test_a_device_that_is_lost_costs_a_process_and_its_job_only(server: HostServer) -> None:
+    pid = worker_pid(server)
+    lose = {"lose": node("CPTLosesDevice", way="asserts"), "out": node("CPTOut", value=["lose", 0])}
+    lost = server.submit(lose, PROCESS)["prompt_id"]
+    following = server.submit(quick(77), PROCESS)["prompt_id"]
+    beside = server.submit(progress(78, steps=20, ms=10), THREAD)["prompt_id"]
+    entries = server.wait([lost, following, beside])
+    assert "device-side assert triggered" in message(entries[lost], "execution_error")["exception_message"]
+    assert shown(entries[following]) == 77
+    assert outcome(entries[beside]) == "success"
+    assert worker_pid(server) != pid
+    assert "is started again: its device is lost" in server.log()
+    assert "attempts" not in entries[following]

@@ -464,7 +464,7 @@ execution.PromptExecutor.execute = start_after_file(execution.PromptExecutor.exe
 
 
 from . import ending, isolation, leftovers, saves, shares, unprintable, weights  # noqa: E402 - they use what is above
-from . import events, faults, memory  # noqa: E402 - as above
+from . import events, faults, locks, memory  # noqa: E402 - as above
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
@@ -489,5 +489,5 @@ NODE_CLASS_MAPPINGS = {
 }
 for more in (ending, gpu, graphs, isolation, leftovers, overlap, saves, shares, unprintable, weights):
     NODE_CLASS_MAPPINGS |= more.NODES
-for more in (events, faults, memory):
+for more in (events, faults, locks, lost, memory):
     NODE_CLASS_MAPPINGS |= more.NODES
