@@ -1,30 +1,40 @@
 """Simulate the scheduler: makespan, waits, shares and model loads, against simpler ways to choose, and its cost.
 
-    python benchmarks/schedule_simulation.py [--jobs 2000] [--seed 1]
+    python benchmarks/schedule_simulation.py [--jobs 2000] [--seed 1] [--traces a.jsonl,b.jsonl]
+    python benchmarks/schedule_simulation.py --record URL > trace.jsonl
 
-No ComfyUI and no GPU: the package's own `core.schedule` and `core.fairness` decide, time is a number. A job costs its
-run time and, on a slot that does not hold its models, a load. Rows: synthetic traces (a burst, a day with clients of
-unequal zeal, alternating models). The lower bound of the makespan is the larger of the work shared by all slots and the
-longest job.
+No ComfyUI and no GPU: the package's own `core` decides, time is a number. A job costs its run time and, on a slot that
+does not hold its models, a load. Rows: synthetic traces (a burst, a day with clients of unequal zeal, alternating
+models, slots of unequal speed), and recorded ones. A recorded trace is a file of JSON lines, one for each job: `came`
+and `seconds`, `client`, `models`. `--record` makes one of the history of a running server.
+
+Two bounds that no schedule is below: the larger of the work shared by all slots, the longest job and the last arrival;
+and the same with the loads that cannot be avoided, one of each model.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import json
 import random
 import statistics
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from comfy_parallel.config import Policy
 from comfy_parallel.core.fairness import FairShare
+from comfy_parallel.core.pace import Paces
 from comfy_parallel.core.schedule import UnderWay, first_start
 from comfy_parallel.core.states import SlotState
+from comfy_parallel.core.unequal import first_expected
+from comfy_parallel.slots.items import model_names
 
 LOAD_S = 4.0  # to have a model on a slot that held another
 
@@ -51,6 +61,7 @@ class Job:
     not_on: frozenset[int] = frozenset()
     started: float = 0.0
     ended: float = 0.0
+    kind: Any = None
 
     def __lt__(self, other: Job) -> bool:
         return (self.place, self.number) < (other.place, other.number)
@@ -68,6 +79,7 @@ class OneSlot:
     kind: str = "thread"
     job: Job | None = None
     loads: int = 0
+    slowness: float = 1.0  # how much longer its jobs take
     queue: list[Job] = field(default_factory=list)
 
 
@@ -78,13 +90,18 @@ def trace(kind: str, count: int, slots: int, rng: random.Random) -> list[Job]:
     came = 0.0
     for number in range(count):
         seconds = min(120.0, 2 + rng.expovariate(1 / 8))
+        kind_of_job = None
+        if kind == "unequal":  # Its jobs are of ten kinds, and each takes about as long as the others of its kind.
+            kind_of_job = rng.randrange(10)
+            seconds = 2 * 1.4**kind_of_job * rng.lognormvariate(0, 0.05)
+            came += rng.expovariate(slots / 60)
         if kind == "day":
             came += rng.expovariate(slots / 12)
         client = f"client-{min(rng.randrange(20), rng.randrange(20))}" if kind != "zealot" else ""
         if kind == "zealot":  # One client sends nine jobs of ten.
             client = "zealot" if rng.random() < 0.9 else f"client-{rng.randrange(5)}"
         model = models[number % len(models)] if kind == "alternating" else models[rng.randrange(len(models))]
-        jobs.append(Job(number, came, seconds, client, model, prompt_id=number))
+        jobs.append(Job(number, came, seconds, client, model, prompt_id=number, kind=kind_of_job))
     return jobs
 
 
@@ -94,6 +111,8 @@ class Ours:
     def __init__(self, slots: list[OneSlot], affinity: int = 8) -> None:
         self.slots, self.waiting, self.affinity = slots, list[Job](), affinity
         self.share = FairShare()
+        self.paces = Paces(len(slots))
+        self.now = 0.0
         self.decisions: list[float] = []
 
     def put(self, job: Job) -> None:
@@ -104,9 +123,7 @@ class Ours:
         begun = time.perf_counter()
         running = [slot.job for slot in self.slots if slot.job is not None]
         under_way = UnderWay([job.prompt_id for job in running], [job.client_id for job in running])
-        found = first_start(
-            self.waiting, lambda job: job, self.slots, under_way, lambda job: False, None, self.affinity
-        )
+        found = self._found(under_way)
         self.decisions.append(time.perf_counter() - begun)
         if found is None:
             return None
@@ -120,8 +137,34 @@ class Ours:
         self.share.started(job.place)
         return job, slot
 
-    def ended(self, job: Job) -> None:
+    def _found(self, under_way: UnderWay) -> tuple[int, OneSlot] | None:
+        if not self.paces.are_unequal:
+            return first_start(self.waiting, _itself, self.slots, under_way, _not_given, None, self.affinity)
+        factors = self.paces.factors()
+        free_in = [self._free_in(slot, factors[slot.index]) for slot in self.slots]
+        return first_expected(self.waiting, _itself, self.slots, under_way, _not_given, self._seconds, factors, free_in)
+
+    def _seconds(self, job: Job) -> float | None:
+        return self.paces.seconds(job.kind)
+
+    def _free_in(self, slot: OneSlot, factor: float) -> float | None:
+        if slot.job is None:
+            return 0.0
+        seconds = self._seconds(slot.job)
+        return None if seconds is None else max(0.0, seconds * factor - (self.now - slot.job.started))
+
+    def ended(self, job: Job, slot: OneSlot) -> None:
         self.share.ended(job.client_id, job.ended - job.started)
+        if job.kind is not None:
+            self.paces.note(slot.index, job.kind, job.ended - job.started)
+
+
+def _itself(job: Job) -> Job:
+    return job
+
+
+def _not_given(job: Job) -> bool:
+    return False
 
 
 class Bound:
@@ -144,7 +187,7 @@ class Bound:
                 return slot.queue.pop(0), slot
         return None
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Job, slot: OneSlot) -> None:
         pass
 
 
@@ -155,12 +198,13 @@ def simulate(jobs: list[Job], slots: list[OneSlot], way: Any) -> dict[str, float
     sequence = len(jobs)
     while events:
         now, _, what = heapq.heappop(events)
+        way.now = now
         if isinstance(what, Job):
             way.put(what)
         else:
             done = what.job
             done.ended, what.job, what.state = now, None, SlotState.IDLE
-            way.ended(done)
+            way.ended(done, what)
         while (found := way.next_start()) is not None:
             job, slot = found
             load = 0.0 if job.models <= slot.models else LOAD_S
@@ -168,14 +212,17 @@ def simulate(jobs: list[Job], slots: list[OneSlot], way: Any) -> dict[str, float
             slot.models, slot.last_client_id, slot.job, slot.state = job.models, job.client_id, job, SlotState.RUNNING
             job.started = now
             sequence += 1
-            heapq.heappush(events, (now + load + job.seconds, sequence, slot))
+            heapq.heappush(events, (now + load + job.seconds * slot.slowness, sequence, slot))
     assert all(job.ended for job in jobs), "every job has run"
     work = sum(job.seconds for job in jobs)
-    bound = max(work / len(slots), max(job.seconds for job in jobs), max(job.came for job in jobs))
+    power, fastest = sum(1 / slot.slowness for slot in slots), min(slot.slowness for slot in slots)
+    last = max(max(job.seconds for job in jobs) * fastest, max(job.came for job in jobs))
+    bound = max(work / power, last)
+    with_loads = max((work + len({job.models for job in jobs}) * LOAD_S) / power, last)
     waits = [job.started - job.came for job in jobs]
     return {
         "makespan / bound": max(job.ended for job in jobs) / bound,
-        "without loads": (max(job.ended for job in jobs)) / (bound + sum(s.loads for s in slots) * LOAD_S / len(slots)),
+        "/ bound with loads": max(job.ended for job in jobs) / with_loads,
         "worst wait s": max(waits),
         "mean wait s": statistics.fmean(waits),
         "loads / job": sum(slot.loads for slot in slots) / len(jobs),
@@ -206,23 +253,72 @@ def cost_of_decisions(waiting: int) -> dict[str, float]:
     return found
 
 
+def jobs_of(source: str, options: argparse.Namespace, count: int) -> list[Job]:
+    """A synthetic trace by its name, or a recorded one by its file."""
+    if not source.endswith(".jsonl"):
+        return trace(source, max(options.jobs, 4 * count), count, random.Random(options.seed))
+    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    return [
+        Job(
+            number,
+            row["came"],
+            row["seconds"],
+            row["client"],
+            frozenset(row["models"]),
+            prompt_id=number,
+            kind=(tuple(row["models"]), round(row["seconds"])),
+        )
+        for number, row in enumerate(sorted(rows, key=lambda row: float(row["came"])))
+    ]
+
+
+def record(url: str) -> None:
+    """Print what a server's history tells of its jobs: when each came and how long it ran, without texts and names."""
+    with urllib.request.urlopen(f"{url}/history", timeout=60) as reply:
+        entries = json.load(reply)
+    clients: dict[Any, str] = {}
+    rows = []
+    for entry in entries.values():
+        told = dict(entry["status"]["messages"])
+        if "execution_start" not in told or "execution_success" not in told:
+            continue
+        began, ended = (told[name]["timestamp"] / 1e3 for name in ("execution_start", "execution_success"))
+        extra = entry["prompt"][3]
+        came = extra.get("create_time", began * 1e3) / 1e3
+        client = clients.setdefault(extra.get("client_id"), f"client-{len(clients)}")
+        rows.append((came, ended - began, client, sorted(model_names(entry["prompt"][2]))))
+    first = min((row[0] for row in rows), default=0.0)
+    for came, seconds, client, models in sorted(rows):
+        print(json.dumps({"came": came - first, "seconds": round(seconds, 3), "client": client, "models": models}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--slots", default="2,4,8,64,1024")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", default="burst,day,zealot,alternating,unequal")
+    parser.add_argument("--traces", default="", help="files of JSON lines")
+    parser.add_argument("--record", metavar="URL", help="print a trace of a server's history")
     options = parser.parse_args()
-    for kind in ("burst", "day", "zealot", "alternating"):
+    if options.record:
+        record(options.record)
+        return
+    sources = [kind for kind in options.kinds.split(",") if kind] + [file for file in options.traces.split(",") if file]
+    for source in sources:
         for count in map(int, options.slots.split(",")):
             for name in ("ours", "ours, no affinity", "round robin", "least loaded"):
                 slots = [OneSlot(index) for index in range(count)]
-                jobs = trace(kind, max(options.jobs, 4 * count), count, random.Random(options.seed))
+                if source == "unequal":
+                    for slot in slots:
+                        slot.slowness = (1.0, 1.0, 2.0, 4.0)[slot.index * 4 // count]
+                jobs = jobs_of(source, options, count)
                 if name.startswith("ours"):
-                    way: Any = Ours(slots, 0 if "no" in name else 8)
+                    way: Any = Ours(slots, 0 if "no" in name else Policy().affinity)
                 else:
                     way = Bound(slots, name)
                 row = simulate(jobs, slots, way)
-                print(f"{kind:12s} {count:5d} slots  {name:18s}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ")
+                print(f"{source:12s} {count:5d} slots  {name:18s}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ")
     for waiting in (1_000, 10_000):
         print(f"{waiting} jobs wait:", *(f"{k}: {v:.3f} ms" for k, v in cost_of_decisions(waiting).items()), sep="  ")
 

@@ -97,8 +97,8 @@ def test_it_ends_in_order_if_asked_to_and_keeps_its_queue(make_server: MakeServe
     server, file = make_server(slots="cpu,cpu", env=env), tmp_path / "notes"
     running = server.submit(noting(file, "runs", 4), 0)["prompt_id"]
     await_count(file, "runs")
-    fatal = server.submit(loses("asserts"), 1)["prompt_id"]
     waiting = [server.submit(noting(file, f"waits{number}"), 0)["prompt_id"] for number in range(2)]
+    fatal = server.submit(loses("asserts"), 1)["prompt_id"]
     deadline = time.monotonic() + 60
     while server.is_running and time.monotonic() < deadline:
         time.sleep(POLL_S)

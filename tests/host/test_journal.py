@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sqlite3
+import subprocess
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -237,6 +241,78 @@ def test_a_stop_by_the_operator_does_not_count_as_an_attempt(
     entries = server.wait(running)
     assert [outcome(entry) for entry in entries.values()] == ["success"] * 2
     assert [entry.get("attempts") for entry in entries.values()] == [None] * 2
+
+
+def test_a_copy_of_the_files_at_any_moment_holds_every_accepted_job(make_server: MakeServer, tmp_path: Path) -> None:
+    """As a power cut leaves them: the server stands still, and goes on from the copy."""
+    server, file = make_server(slots="cpu,cpu"), tmp_path / "notes"
+    running = server.submit(noting(file, "runs", 600), 1)["prompt_id"]
+    await_count(file, "runs")
+    ends, accepted = threading.Event(), []
+
+    def submit_on() -> None:
+        while not ends.is_set():
+            with suppress(OSError, HostServerError):
+                accepted.append(server.submit(quick(len(accepted)), 0)["prompt_id"])
+
+    clients = [threading.Thread(target=submit_on) for _ in range(3)]
+    for client in clients:
+        client.start()
+    deadline = time.monotonic() + WAIT_S
+    while len(accepted) < 30:
+        assert time.monotonic() < deadline
+        time.sleep(POLL_S)
+    os.kill(server.pid, signal.SIGSTOP)
+    known, state = list(accepted), server.base_dir / STATE
+    for name in (state.name, f"{state.name}-wal"):
+        shutil.copy(state.with_name(name), tmp_path / name)
+    ends.set()
+    kill(server)
+    for client in clients:
+        client.join(WAIT_S)
+    for path in state.parent.glob(f"{state.name}*"):
+        path.unlink()
+    for name in (state.name, f"{state.name}-wal"):
+        shutil.copy(tmp_path / name, state.with_name(name))
+    server.start()
+    await_count(file, "runs", 2)
+    server.request("POST", "/interrupt", {"prompt_id": running})
+    entries = server.wait([running, *known])
+    assert {outcome(entries[prompt_id]) for prompt_id in known} == {"success"}
+    assert entries[running]["attempts"] == 2
+
+
+def test_a_full_disk_is_told_and_loses_nothing_once_there_is_room(make_server: MakeServer, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs root: {mounted.stderr.decode().strip()}")
+    try:
+        server = make_server(slots="cpu", env={"COMFY_PARALLEL_STATE": str(disk / "queue.sqlite3")})
+        before = server.run(quick(1))["prompt"][1]
+        with (disk / "filler").open("wb") as filler, suppress(OSError):
+            while True:
+                filler.write(b"0" * 4096)
+                filler.flush()
+        large = {"prompt": quick(2), "extra_data": {"note": "x" * 200_000}}
+        status, reply = server.request("POST", "/prompt", large)
+        assert status == 200
+        assert outcome(server.wait([reply["prompt_id"]])[reply["prompt_id"]]) == "success"
+        told = server.request("GET", "/health")[1]["queue"]
+        assert told["state"] == "degraded"
+        assert "full" in told["error"]
+        (disk / "filler").unlink()
+        deadline = time.monotonic() + WAIT_S
+        while server.request("GET", "/health")[1]["queue"]["state"] != "ok":
+            assert time.monotonic() < deadline
+            time.sleep(POLL_S)
+        kill(server)
+        server.start()
+        assert list(history(server)) == [before, reply["prompt_id"]]
+        kill(server)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_off_writes_nothing(make_server: MakeServer) -> None:
