@@ -37,7 +37,7 @@ def test_a_job_that_holds_it_for_ever_stops_only_itself(server: HostServer) -> N
     assert "locks.py" in log, "where the job is"
 
 
-@pytest.mark.parametrize("kind", ["leaves", "thread", "loop", "dies"])
+@pytest.mark.parametrize("kind", ["leaves", "loop"])
 def test_a_job_that_would_wait_for_itself_ends(server: HostServer, kind: str) -> None:
     assert outcome(server.run(locks(kind), 0)) == "success"
     ids = [server.submit(quick(910 + number), number % 2)["prompt_id"] for number in range(4)]

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ from server import PromptServer
 
 from .caching import never_cached
 
-KINDS = ("holds", "leaves", "thread", "loop", "dies")
+KINDS = ("holds", "leaves", "loop")
 
 
 def wait_until_interrupted() -> None:
@@ -29,8 +28,8 @@ async def look_at_queue() -> int:
 
 
 class CPTLock:
-    """Takes `prompt_queue.mutex`, then: `holds` it until interrupted, `leaves` it taken at its end, `thread` and `loop`
-    wait for another thread or the server, which wait for the lock; `dies`: a thread of its own ends with it."""
+    """Takes `prompt_queue.mutex`, then: `holds` it until interrupted, `leaves` it taken at its end, `loop` waits for the
+    server, which waits for the lock."""
 
     CATEGORY = "comfy_parallel/test"
     FUNCTION = "lock"
@@ -49,20 +48,10 @@ class CPTLock:
         if kind == "leaves":
             queue.mutex.acquire()
             return (1,)
-        if kind == "dies":
-            thread = threading.Thread(target=queue.mutex.acquire)
-            thread.start()
-            thread.join()
-            return (1,)
         with queue.mutex:
             if kind == "holds":
                 wait_until_interrupted()
-            if kind == "thread":
-                thread = threading.Thread(target=queue.get_tasks_remaining)
-                thread.start()
-                thread.join()
-            else:
-                asyncio.run_coroutine_threadsafe(look_at_queue(), PromptServer.instance.loop).result()
+            asyncio.run_coroutine_threadsafe(look_at_queue(), PromptServer.instance.loop).result()
         return (1,)
 
 
