@@ -61,7 +61,7 @@ class Job:
     not_on: frozenset[int] = frozenset()
     started: float = 0.0
     ended: float = 0.0
-    kind: Any = None
+    workload: Any = None
 
     def __lt__(self, other: Job) -> bool:
         return (self.place, self.number) < (other.place, other.number)
@@ -101,7 +101,7 @@ def trace(kind: str, count: int, slots: int, rng: random.Random) -> list[Job]:
         if kind == "zealot":  # One client sends nine jobs of ten.
             client = "zealot" if rng.random() < 0.9 else f"client-{rng.randrange(5)}"
         model = models[number % len(models)] if kind == "alternating" else models[rng.randrange(len(models))]
-        jobs.append(Job(number, came, seconds, client, model, prompt_id=number, kind=kind_of_job))
+        jobs.append(Job(number, came, seconds, client, model, prompt_id=number, workload=kind_of_job))
     return jobs
 
 
@@ -145,7 +145,7 @@ class Ours:
         return first_expected(self.waiting, _itself, self.slots, under_way, _not_given, self._seconds, factors, free_in)
 
     def _seconds(self, job: Job) -> float | None:
-        return self.paces.seconds(job.kind)
+        return self.paces.seconds(job.workload)
 
     def _free_in(self, slot: OneSlot, factor: float) -> float | None:
         if slot.job is None:
@@ -155,8 +155,8 @@ class Ours:
 
     def ended(self, job: Job, slot: OneSlot) -> None:
         self.share.ended(job.client_id, job.ended - job.started)
-        if job.kind is not None:
-            self.paces.note(slot.index, job.kind, job.ended - job.started)
+        if job.workload is not None:
+            self.paces.note(slot.index, job.workload, job.ended - job.started)
 
 
 def _itself(job: Job) -> Job:
@@ -266,7 +266,7 @@ def jobs_of(source: str, options: argparse.Namespace, count: int) -> list[Job]:
             row["client"],
             frozenset(row["models"]),
             prompt_id=number,
-            kind=(tuple(row["models"]), round(row["seconds"])),
+            workload=(tuple(row["models"]), round(row["seconds"])),
         )
         for number, row in enumerate(sorted(rows, key=lambda row: float(row["came"])))
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from comfy_parallel.core.states import CLOSED, SlotState
+from comfy_parallel.core.states import CLOSED, SlotEvent, SlotState
 from comfy_parallel.errors import Draining, SlotFailed
 from comfy_parallel.slots.dispatcher import Dispatcher
 
@@ -28,7 +28,7 @@ class Closing:
             for gpu_id in gpu_ids:
                 desk = self._dispatcher.desks[gpu_id]
                 if desk.slot.state is not SlotState.FAILED:
-                    self._dispatcher.pause(desk)
+                    self._dispatcher.close(desk, SlotEvent.PAUSE)
             self._dispatcher.dispatch()
 
     def drain(self, gpu_ids: Iterable[int]) -> None:
@@ -53,6 +53,10 @@ class Closing:
                 if self._dispatcher.desks[gpu_id].slot.state in CLOSED:
                     self._dispatcher.resume(self._dispatcher.desks[gpu_id])
             self._dispatcher.dispatch()
+
+    def unless_failed(self, gpu_id: int | None) -> int | None:
+        """The slot of jobs that name none; None, which is any, where it has failed."""
+        return None if gpu_id in self._failed else gpu_id
 
     def note_failed(self, gpu_id: int) -> None:
         """This slot has failed: new jobs that could only run there are refused until it is resumed."""

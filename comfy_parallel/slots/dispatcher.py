@@ -60,12 +60,6 @@ class Dispatcher:
         self._owners: dict[int, Desk] = {}
         self._waits_alone = False  # A job that runs alone may be among those that wait.
 
-    @property
-    def usual_target(self) -> int | None:
-        """The slot of jobs that name none; None for any."""
-        index = self.default_slot
-        return None if index is None or self.desks[index].slot.state is SlotState.FAILED else index
-
     def add_slot(self, slot: Slot) -> Desk:
         """Make the place of one slot."""
         self.desks.append(Desk(slot, self.mutex))
@@ -322,12 +316,8 @@ class Dispatcher:
 
     # Closing and opening.
 
-    def pause(self, desk: Desk) -> None:
-        """The slot ends its job and takes no other; what lies ready for it waits again. Then `dispatch`."""
-        self.close(desk, SlotEvent.PAUSE)
-
     def close(self, desk: Desk, event: SlotEvent) -> None:
-        """As `pause`, for whatever reason."""
+        """The slot ends its job and takes no other; what lies ready for it waits again. Then `dispatch`."""
         if any(item is desk.given for item in desk.inbox):  # Else its worker has taken it out already, and runs it.
             self._put_back(desk)
         desk.slot.change(event)

@@ -153,7 +153,7 @@ class FrontQueue:
             target = named_target(item)
         if target is None:
             slot = current_slot()  # A job queued by a running job relies on what its own executor has cached.
-            return self._dispatcher.usual_target if slot is None else slot.index
+            return self.closing.unless_failed(self.default_slot) if slot is None else slot.index
         return None if target == scope.AUTO else int(target)
 
     # Emptying.
