@@ -291,10 +291,9 @@ def test_a_full_disk_is_told_and_loses_nothing_once_there_is_room(make_server: M
     try:
         server = make_server(slots="cpu", env={"COMFY_PARALLEL_STATE": str(disk / "queue.sqlite3")})
         before = server.run(quick(1))["prompt"][1]
-        with (disk / "filler").open("wb") as filler, suppress(OSError):
+        with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(b"0" * 4096)
-                filler.flush()
         large = {"prompt": quick(2), "extra_data": {"note": "x" * 200_000}}
         status, reply = server.request("POST", "/prompt", large)
         assert status == 200
