@@ -92,16 +92,15 @@ def slot_for(job: JobView, slots: Sequence[AnySlot], under_way: UnderWay = NOTHI
     """
     if not may_start(job, under_way) or not may_run_beside(job, slots):
         return None
-    barred = job.barred
     if job.target is not None:
         bound = slots[job.target]
-        return bound if bound.state is SlotState.IDLE and bound.index not in barred else None
+        return bound if bound.state is SlotState.IDLE and bound.index not in job.barred else None
     best, best_fit, expected_fit = None, _WORST, _WORST
     for slot in slots:
-        if slot.index in barred or (job.is_bound_to_kind and slot.kind != job.kind):
+        if not may_go_to(job, slot):
             continue
         if slot.state is SlotState.IDLE:
-            if slot.index not in job.not_on and (best is None or _fit(job, slot) > best_fit):
+            if best is None or _fit(job, slot) > best_fit:
                 best, best_fit = slot, _fit(job, slot)
         elif slot.state is SlotState.RETURNING and slot.last_client_id == job.client_id:
             expected_fit = max(expected_fit, _fit(job, slot))
@@ -215,6 +214,12 @@ def _fit(job: JobView, slot: SlotView) -> tuple[bool, bool, bool]:
     """How well a slot suits a job: it is of its kind, it holds its models, it ran its client's last job."""
     is_of_kind = job.kind is None or job.kind == slot.kind
     return is_of_kind, bool(job.models) and holds(slot, job), slot.last_client_id == job.client_id
+
+
+def may_go_to(job: JobView, slot: SlotView) -> bool:
+    """Whether a job that is bound to no slot can and may run on this one."""
+    is_of_kind = not job.is_bound_to_kind or slot.kind == job.kind
+    return is_of_kind and slot.index not in job.barred and slot.index not in job.not_on
 
 
 def holds(slot: SlotView, job: JobView) -> bool:

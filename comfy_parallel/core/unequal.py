@@ -15,6 +15,7 @@ from comfy_parallel.core.schedule import (
     JobView,
     UnderWay,
     holds,
+    may_go_to,
     may_run_beside,
     may_start,
     slot_for,
@@ -92,10 +93,8 @@ def _best(
     """The slot where the job ends first, and when."""
     best: tuple[AnySlot, float] | None = None
     for slot in slots:
-        if job.is_bound_to_kind and slot.kind != job.kind:
-            continue
         is_idle, begins = slot.index in idle, until[slot.index]
-        if slot.state in CLOSED or (not is_idle and (begins is None or seconds is None)):
+        if slot.state in CLOSED or not may_go_to(job, slot) or (not is_idle and (begins is None or seconds is None)):
             continue
         load = 0.0 if not job.models or holds(slot, job) else LOAD_S
         end = (0.0 if is_idle else begins or 0.0) + load + factors[slot.index] * (1.0 if seconds is None else seconds)
