@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from comfy_parallel.fleet.supervisor import Timing
 from comfy_parallel.fleet.watched_host import WatchedHost
 from comfy_parallel.fleet.whole_host import Install, WholeHost
+from comfy_parallel.weights.files import group
+from comfy_parallel.weights.files.group_server import GroupServer
 
 GRACE_S = 10.0
 STARTS = 5  # One that was never ready is not started more often.
@@ -21,7 +24,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class Running:
-    """Starts the ComfyUIs and keeps them running.
+    """Starts the ComfyUIs and keeps them running; what one of them converts of its weights, the others share.
 
     Args:
         one_by_one: each when the one before is ready, or has failed.
@@ -41,6 +44,8 @@ class Running:
         timing: Timing | None = None,
     ) -> None:
         self._terminal = Terminal()
+        self._group = GroupServer()
+        install = replace(install, env={**install.env, group.VARIABLE: self._group.name})
         self._hosts = [
             WatchedHost(host, install, echo=self._labelled(host.label), silent_s=silent_s, timing=timing)
             for host in hosts
@@ -58,6 +63,7 @@ class Running:
             return self._watch()
         finally:
             self._stop()
+            self._group.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
