@@ -2,7 +2,6 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Workers } from "./workers.js";
 
 const ROOT = new URL("../../", import.meta.url);
 const CHOICE = "comfy_parallel.run_on"; // of this tab of the browser only
@@ -93,7 +92,7 @@ class Tab {
   }
 
   render(parent) {
-    const { el, t, Feed, Actions } = this.#parts;
+    const { el, t, Feed, Actions, Workers } = this.#parts;
     this.destroy();
     this.select = el("select", { onchange: (event) => this.choice.set(event.target.value) });
     this.note = el("p", { role: "status" });
@@ -229,8 +228,9 @@ function tell(severity, detail) {
 }
 
 async function start(slots) {
-  const [actions, dom, feed, text, job] = await Promise.all(["actions.js", "dom.js", "feed.js", "text.js", "job.js"].map(load));
-  const parts = { ...actions, ...dom, ...feed, ...text, ...job };
+  const files = ["actions.js", "dom.js", "feed.js", "text.js", "job.js", "workers.js"];
+  const [actions, dom, feed, text, job, workers] = await Promise.all(files.map(load));
+  const parts = { ...actions, ...dom, ...feed, ...text, ...job, ...workers };
   const { t } = text;
   const choice = new Choice(slots.length);
   // Where each slot has a GPU of its own, that is what people call it.
