@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,3 +50,13 @@ def make_module_server(
     """Like make_server, for a host that the tests of one module share."""
     with server_factory(host_dir, lambda: tmp_path_factory.mktemp("host"), models_dir) as make:
         yield make
+
+
+@pytest.fixture
+def with_default_signals() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, one of `nohup` SIGHUP, and so would what it starts."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

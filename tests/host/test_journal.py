@@ -228,6 +228,7 @@ def test_a_file_that_cannot_be_used_is_told_and_jobs_run_in_memory(make_server: 
         assert other.execute("SELECT prompt_id FROM ends ORDER BY position").fetchall() == [(kept,), (meanwhile,)]
 
 
+@pytest.mark.usefixtures("with_default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stop_by_the_operator_does_not_count_as_an_attempt(
     make_server: MakeServer, tmp_path: Path, number: signal.Signals

@@ -309,13 +309,6 @@ def test_a_stopped_process_is_ended_and_its_job_runs_again(server: HostServer) -
         assert outcome(release(server, job_id)[job_id]) == "interrupted"
 
 
-def test_nothing_of_it_is_left_when_the_front_is_killed(server: HostServer) -> None:
-    """The last test of this file, for it ends the server."""
-    pid = worker_pid(server)
-    server.stop(signal_number=signal.SIGKILL)
-    eventually(lambda: not is_there(pid), "the process outlived its front")
-
-
 def test_a_device_that_is_lost_costs_a_process_and_its_job_only(server: HostServer) -> None:
     pid = worker_pid(server)
     lose = {"lose": node("CPTLosesDevice", way="asserts"), "out": node("CPTOut", value=["lose", 0])}
@@ -329,3 +322,10 @@ def test_a_device_that_is_lost_costs_a_process_and_its_job_only(server: HostServ
     assert worker_pid(server) != pid
     assert "is started again: its device is lost" in server.log()
     assert "attempts" not in entries[following]
+
+
+def test_nothing_of_it_is_left_when_the_front_is_killed(server: HostServer) -> None:
+    """The last test of this file, for it ends the server."""
+    pid = worker_pid(server)
+    server.stop(signal_number=signal.SIGKILL)
+    eventually(lambda: not is_there(pid), "the process outlived its front")

@@ -150,7 +150,10 @@ def test_a_file_that_cannot_be_guarded_is_copied_and_said_so_once(server: HostSe
 def test_off_every_slot_has_its_own_copy(make_server: MakeServer) -> None:
     server = make_server(slots=slots(2), env={"COMFY_PARALLEL_WEIGHTS": "off"})
     assert image_of(server, txt2img(1), 0) == image_of(server, txt2img(1), 1)
-    assert weights(server) == {"mode": "off", "ram": {"budget_bytes": 0, "used_bytes": 0}, "slots": [], "files": []}
+    found = weights(server)
+    told = {name: found[name] for name in ("mode", "ram", "slots", "files")}
+    assert told == {"mode": "off", "ram": {"budget_bytes": 0, "used_bytes": 0}, "slots": [], "files": []}
+    assert [process["pid"] for process in found["processes"]] == [server.pid]
 
 
 # Budget, giving back, loading ahead.

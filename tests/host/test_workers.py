@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -246,16 +245,8 @@ def all_pages(server: HostServer, job_ids: list[str]) -> list[str]:
 # Stopping.
 
 
-@pytest.fixture
-def with_default_sigint() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and so would what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_it_stops_while_all_slots_work_as_stock_does(
-    server: HostServer, make_server: MakeServer, with_default_sigint: None
+    server: HostServer, make_server: MakeServer, with_default_signals: None
 ) -> None:
     """The last test: it ends the module's host."""
     with ThreadPoolExecutor(2) as pool:
