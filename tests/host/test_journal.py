@@ -265,16 +265,18 @@ def test_a_copy_of_the_files_at_any_moment_holds_every_accepted_job(make_server:
         time.sleep(POLL_S)
     os.kill(server.pid, signal.SIGSTOP)
     known, state = list(accepted), server.base_dir / STATE
-    for name in (state.name, f"{state.name}-wal"):
-        shutil.copy(state.with_name(name), tmp_path / name)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for path in state.parent.glob(f"{state.name}*"):
+        shutil.copy(path, copies)
     ends.set()
     kill(server)
     for client in clients:
         client.join(WAIT_S)
     for path in state.parent.glob(f"{state.name}*"):
         path.unlink()
-    for name in (state.name, f"{state.name}-wal"):
-        shutil.copy(tmp_path / name, state.with_name(name))
+    for path in copies.iterdir():
+        shutil.copy(path, state.parent)
     server.start()
     await_count(file, "runs", 2)
     server.request("POST", "/interrupt", {"prompt_id": running})
