@@ -126,6 +126,7 @@ def _opened(path: Path) -> int:
         if os.fstat(file).st_size != 2 * HALF_BYTES:
             raise OSError("there is no room for it")
     except OSError:
+        os.ftruncate(file, 0)  # What it got of the disk is the database's.
         os.close(file)
         raise
     return file

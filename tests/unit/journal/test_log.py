@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,11 @@ def test_one_that_is_full_or_cannot_be_made_says_so(path: Path, tmp_path: Path) 
     assert not written.append(number, changes(number))
     assert not Log(tmp_path, "a").append(1, changes(1))
     assert Log(tmp_path, "a").read(0) == []
+
+
+def test_a_log_for_which_there_is_no_room_takes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "log", os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, position: write(file, data[:4096], position))
+    log_without_room = Log(path, "a")
+    assert log_without_room.append(1, [("INSERT", ())]) is False
+    assert path.stat().st_size == 0
