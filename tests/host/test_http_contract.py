@@ -372,6 +372,7 @@ def test_queue_all(server: HostServer) -> None:
             "pending": [waiting, [], []][slot],
             "running_count": [1, 0, 1][slot],
             "pending_count": [2, 0, 0][slot],
+            "cannot_run": {},
         }
 
 
