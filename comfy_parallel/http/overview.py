@@ -81,7 +81,7 @@ def _running(slot: Slot, running: list[Any]) -> Parts | None:
     sight = run.sight
     step, node = sight.step, sight.node
     return {
-        "prompt_id": run.prompt_id,
+        "prompt_id": run.prompt_id if run.share is None else run.share.prompt_id,  # To interrupt it is to end the job.
         "started_at": run.started_at,
         "waited_s": round(run.waited_s, 3),
         "interrupted": run.interrupted,
