@@ -7,7 +7,8 @@ is free again. What becomes of the number in between, and who keeps it, does not
 A node that saves a batch asks once and counts on. If it adds to the number that it was given, it gets numbers that
 nobody else holds. If it makes a plain one of it first, we do not see it count; so nobody gets the hundred after it.
 
-Other processes may save into the same folders (`share`): what they hold is known here as the numbers of one more job.
+Other processes may save into the same folders (`share`): they tell what their jobs hold, and what jobs held that have
+ended, with the time, for one of them may end while a folder is listed here, and its files are not in that list.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -27,13 +29,15 @@ Series = tuple[str, str]  # a folder, and what its files are named before the nu
 
 _ROOM = 100
 _FARTHEST = 10_000  # Who adds more than this to a number does not count files.
+_KEPT_S = 60.0  # for so long other processes are told what an ended job held: longer than they list a folder
 
 _lock = threading.RLock()
 _holders: dict[Series, dict[int, Run]] = {}
 _listings = 0
+_ended_at: dict[Run, float] = {}  # jobs in `_holders` that have ended
 _shared: SharedNumbers | None = None
+_others: dict[Series, list[tuple[int, int, float | None]]] = {}  # what other processes tell
 _is_told = False  # within `_told`
-_OTHERS = Run("a job of another process")
 
 
 def share(shared: SharedNumbers | None) -> None:
@@ -63,19 +67,35 @@ def _told() -> Iterator[None]:
 
 
 def _learn(held: Held) -> None:
-    """What others held when a folder was listed here counts until that is through: their files may have come since."""
-    if not _listings:
-        for series, holders in list(_holders.items()):
-            _holders[series] = {number: run for number, run in holders.items() if run is not _OTHERS}
-    for folder, name, number in held:
-        _holders.setdefault((folder, name), {}).setdefault(number, _OTHERS)
+    _others.clear()
+    for folder, name, first, last, ended_at in held:
+        _others.setdefault((folder, name), []).append((first, last, ended_at))
 
 
 def _own() -> Held:
-    running = set(current_runs())
+    _note_ended(set(current_runs()))
     return [
-        (*series, number) for series, holders in _holders.items() for number, run in holders.items() if run in running
+        (*series, first, last, ended_at)
+        for series, holders in _holders.items()
+        for ended_at in {_ended_at.get(run) for run in holders.values()}
+        for first, last in _ranges(number for number, run in holders.items() if _ended_at.get(run) == ended_at)
     ]
+
+
+def _note_ended(running: set[Run]) -> None:
+    now = time.monotonic()
+    for holders in _holders.values():
+        for run in holders.values():
+            if run not in running:
+                _ended_at.setdefault(run, now)
+
+
+def _ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each row of numbers that follow each other."""
+    ordered = sorted(numbers)
+    begins = [number for before, number in zip([None, *ordered], ordered, strict=False) if number - 1 != before]
+    ends = [number for number, after in zip(ordered, [*ordered[1:], None], strict=True) if number + 1 != after]
+    yield from zip(begins, ends, strict=True)
 
 
 def _tell_end() -> None:
@@ -131,10 +151,11 @@ class Counter(int):
 
 
 class _Numbers:
-    """Numbers of a series that a job holds, in order. `ended` are jobs whose files the host has seen."""
+    """Numbers of a series that a job holds, in order. `ended` are jobs whose files the host has seen, as it has those
+    of other processes' jobs that had ended at the time `since`."""
 
-    def __init__(self, series: Series, run: Run | None, ended: set[Run]) -> None:
-        self._series, self._run, self._ended = series, run, ended
+    def __init__(self, series: Series, run: Run | None, ended: set[Run], since: float) -> None:
+        self._series, self._run, self._ended, self._since = series, run, ended, since
         self._held: list[int] = []
         self._num_given = 0
         self._is_plain = False
@@ -183,6 +204,9 @@ class _Numbers:
                 self._hold(range(last + 1, last + 1 + _ROOM - len(self._held)))
 
     def _is_anothers(self, number: int) -> bool:
+        for first, last, ended_at in _others.get(self._series, ()):
+            if first <= number <= last and (ended_at is None or ended_at > self._since):
+                return True
         holder = _holders.get(self._series, {}).get(number)
         return holder is not None and holder is not self._run and holder not in self._ended
 
@@ -199,14 +223,14 @@ class _Numbers:
             self._run.at_end.append(_tell_end)
 
 
-def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counter:
+def reserve(series: Series, at_least: int, room: int, ended: set[Run], since: float) -> Counter:
     """A number from `at_least` on that no other job holds, with room for as many; outside of jobs nothing is held.
 
     A job that asks again before it has written gets the same number, as from the host.
     """
     slot = current_slot()
     run = None if slot is None else slot.run
-    numbers = _Numbers(series, run, ended)
+    numbers = _Numbers(series, run, ended, since)
     with _told():
         held = _holders.get(series, {}).items()
         mine = [number for number, holder in held if holder is run and number >= at_least]
@@ -215,17 +239,18 @@ def reserve(series: Series, at_least: int, room: int, ended: set[Run]) -> Counte
 
 
 @contextmanager
-def _listing() -> Iterator[set[Run]]:
-    """A folder is listed in the body; yields the jobs that have ended by now, whose files will be seen."""
+def _listing() -> Iterator[tuple[set[Run], float]]:
+    """A folder is listed in the body; yields the jobs whose files will be seen, for they have ended, and the time."""
     global _listings
     with _told():
-        running = {*current_runs(), _OTHERS}
+        since, running = time.monotonic(), set(current_runs())
+        _note_ended(running)
         if not _listings:
             _forget_ended(running)
         ended = {run for holders in _holders.values() for run in holders.values()} - running
         _listings += 1
     try:
-        yield ended
+        yield ended, since
     finally:
         with _lock:
             _listings -= 1
@@ -235,10 +260,25 @@ def _forget_ended(running: set[Run]) -> None:
     """What ended jobs held, below all that running ones hold: these only count upwards."""
     for series, holders in list(_holders.items()):
         lowest = min((number for number, run in holders.items() if run in running), default=None)
-        if lowest is None:
-            del _holders[series]
+        kept = {
+            number: run
+            for number, run in holders.items()
+            if (lowest is not None and number >= lowest) or _may_matter_to_others(series, run)
+        }
+        if kept:
+            _holders[series] = kept
         else:
-            _holders[series] = {number: run for number, run in holders.items() if number >= lowest}
+            del _holders[series]
+    for run in _ended_at.keys() - {run for holders in _holders.values() for run in holders.values()}:
+        del _ended_at[run]
+
+
+def _may_matter_to_others(series: Series, run: Run) -> bool:
+    """Whether a process may list the folder since before this job ended, or count on from before."""
+    if _shared is None:
+        return False
+    is_recent = time.monotonic() - _ended_at.get(run, 0.0) < _KEPT_S
+    return is_recent or any(ended_at is None for _, _, ended_at in _others.get(series, ()))
 
 
 Reserve = Callable[[Series, int, int], Any]
@@ -248,8 +288,8 @@ Keeper = Callable[[], AbstractContextManager[Reserve]]
 @contextmanager
 def kept_here() -> Iterator[Reserve]:
     """A folder is listed in the body, with which numbers are then reserved; this process keeps who holds them."""
-    with _listing() as ended:
-        yield lambda series, at_least, room: reserve(series, at_least, room, ended)
+    with _listing() as (ended, since):
+        yield lambda series, at_least, room: reserve(series, at_least, room, ended, since)
 
 
 _keeper: Keeper = kept_here

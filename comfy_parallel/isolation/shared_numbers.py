@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-Held = list[tuple[str, str, int]]  # a folder, what its files are named before the number, the number
+# A folder, what its files are named before the number, the first and the last of some numbers, and when the job that
+# held them ended, in seconds of the machine's monotonic clock; None while it runs.
+Held = list[tuple[str, str, int, int, float | None]]
 
 _ENDING = ".held"
 
@@ -73,7 +75,7 @@ class SharedNumbers:
                 path.unlink(missing_ok=True)
                 return []
             text = os.pread(fd, os.fstat(fd).st_size, 0)
-            return [(folder, name, number) for folder, name, number in json.loads(text or b"[]")]
+            return [(folder, name, first, last, end) for folder, name, first, last, end in json.loads(text or b"[]")]
         finally:
             os.close(fd)
 

@@ -150,6 +150,38 @@ def test_what_was_written_while_a_folder_was_listed_is_not_given_again(slot: Slo
         assert plain(reserve(("folder", "image"), 1, 1)) == 2
 
 
+def test_what_a_whole_job_wrote_while_a_folder_was_listed_is_not_given_again(slot: Slot, other: Other) -> None:
+    with entered(slot), save_numbers.kept_here() as reserve:
+        # Here the folder is listed, without what the other's job asks for and writes now.
+        other.do("begin")
+        assert other.do("ask 1 1") == 1
+        other.do("next")
+        other.do("end")
+        number = reserve(("folder", "image"), 1, 1)
+        assert plain(number) == 3
+        other.do("begin")
+        assert other.do("ask 4 1") == 4
+        other.do("end")
+        assert plain(number + 1) == 5, "the other has written number 4 since the folder was listed"
+
+
+def test_what_ended_jobs_held_is_forgotten_once_nobody_can_need_it(
+    slot: Slot, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(slot)
+    slot.end_run(None)
+    monkeypatch.setattr(save_numbers, "_KEPT_S", 0.0)
+    other.do("begin")
+    other.do("ask 2 1")
+    with save_numbers._listing():
+        assert save_numbers._holders, "the other may count on from before"
+    other.do("end")
+    with save_numbers._listing():
+        pass
+    assert not save_numbers._holders
+    assert not save_numbers._ended_at
+
+
 def test_other_series_are_not_touched(slot: Slot, other: Other) -> None:
     other.do("begin")
     other.do("ask 1 1")

@@ -37,6 +37,7 @@ def test_the_ledger_is_closed_before_the_process_ends(front: Any, number: signal
         ended.append((by, front.ledger.is_closed))
         told.set()
 
+    before = signal.signal(number, signal.SIG_DFL)  # A process that `nohup` started ignores SIGHUP.
     take_back = StoppingAtOnce(front, end).listen()
     try:
         os.kill(os.getpid(), number)
@@ -44,6 +45,7 @@ def test_the_ledger_is_closed_before_the_process_ends(front: Any, number: signal
         assert signal.getsignal(number) is signal.SIG_DFL, "a second one ends it at once"
     finally:
         take_back()
+        signal.signal(number, before)
     assert ended == [(number, True)]
     assert not front.mutex.acquire(timeout=0.1), "no job begins or ends any more"
 
