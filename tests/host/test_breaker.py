@@ -30,13 +30,23 @@ def slots_shown(server: HostServer) -> list[JSON]:
     return found
 
 
+def await_states(server: HostServer, expected: list[str]) -> list[JSON]:
+    """The slots, once they are in these states: one is judged after its job has come into the history."""
+    deadline = time.monotonic() + 60
+    shown = slots_shown(server)
+    while [slot["state"] for slot in shown] != expected:
+        assert time.monotonic() < deadline, shown
+        time.sleep(POLL_S)
+        shown = slots_shown(server)
+    return shown
+
+
 def test_a_broken_slot_does_not_swallow_all_jobs(server: HostServer) -> None:
     entries = [server.run(breaks("0")) for _ in range(NUM_JOBS)]  # One after the other: the first slot is always idle.
     failed = [entry for entry in entries if outcome(entry) == "error"]
     assert {entry["gpu_id"] for entry in failed} == {0}
     assert 5 <= len(failed) <= 7
-    shown = slots_shown(server)
-    assert [slot["state"] for slot in shown] == ["suspended", "idle", "idle"]
+    shown = await_states(server, ["suspended", "idle", "idle"])
     assert "failed 5 jobs in a row" in shown[0]["why_suspended"]
     assert shown[0]["metrics"]["suspensions"] >= 1
     health = server.request("GET", "/health")[1]["slots"]
@@ -47,18 +57,14 @@ def test_a_broken_slot_does_not_swallow_all_jobs(server: HostServer) -> None:
     bound = server.submit(breaks(""), 0)["prompt_id"]  # It waits until the slot is tried again.
     entry = server.wait([bound])[bound]
     assert (outcome(entry), entry["gpu_id"]) == ("success", 0)
-    shown = slots_shown(server)
-    assert [slot["state"] for slot in shown] == ["idle"] * 3
+    shown = await_states(server, ["idle"] * 3)
     assert shown[0]["why_suspended"] is None
 
 
 def test_jobs_that_fail_everywhere_suspend_no_slot_for_long(server: HostServer) -> None:
     entries = [server.run(breaks("012")) for _ in range(NUM_JOBS)]
     assert {outcome(entry) for entry in entries} == {"error"}
-    deadline = time.monotonic() + 60
-    while [slot["state"] for slot in slots_shown(server)] != ["idle"] * 3:
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
+    await_states(server, ["idle"] * 3)
     assert "is resumed: its jobs failed on other slots as well" in server.log()
     assert [outcome(server.run(breaks(""), slot)) for slot in range(3)] == ["success"] * 3
 
@@ -66,9 +72,10 @@ def test_jobs_that_fail_everywhere_suspend_no_slot_for_long(server: HostServer) 
 def test_an_operator_resumes_it_at_once(server: HostServer) -> None:
     for number in range(9):  # One client's jobs that are bound to it say nothing of a slot, two kinds of jobs do.
         server.run(breaks("1"), 1)
-        assert slots_shown(server)[1]["state"] == "idle", number
+        assert slots_shown(server)[1]["state"] != "suspended", number
     server.run({**breaks("1"), "more": node("CPTOut", value=["one", 0]), "one": node("CPTConstInt", value=1)}, 1)
-    assert slots_shown(server)[1]["state"] == "suspended"
+    await_states(server, ["idle", "suspended", "idle"])
     status, reply = server.request("POST", "/parallel/resume", {}, headers={"X-TARGET-GPU": "1"})
-    assert (status, reply["slots"][0]["state"]) == (200, "idle")
+    assert status == 200
+    assert reply["slots"][0]["state"] in ("idle", "starting"), "its worker may be on its way back from the last job"
     assert outcome(server.run(breaks(""), 1)) == "success"
