@@ -28,7 +28,7 @@ def states(server: HostServer) -> list[str]:
 
 
 def await_states(server: HostServer, expected: list[str]) -> None:
-    """A slot that a test before has had suspended may start yet."""
+    """A slot is judged after its job has come into the history, and one that is resumed may start yet."""
     deadline = time.monotonic() + 60
     while (found := states(server)) != expected:
         assert time.monotonic() < deadline, found
@@ -73,7 +73,7 @@ def test_the_slot_fails_and_the_others_work_on(server: HostServer, way: str) -> 
     assert REASON in reply["error"]["message"]
     autos = [server.submit(quick(940 + number))["prompt_id"] for number in range(6)]
     assert {(outcome(entry), entry["gpu_id"] == 1) for entry in server.wait(autos).values()} == {("success", False)}
-    assert states(server) == ["idle", "failed", "idle"]
+    await_states(server, ["idle", "failed", "idle"])
     shown = server.request("GET", "/queue/all")[1]["queues"][1]
     assert shown["health"] == "broken"
     assert REASON in shown["error"]
@@ -93,6 +93,7 @@ def test_errors_of_one_call_fail_only_their_job(server: HostServer, way: str) ->
 def test_when_all_have_failed_jobs_are_refused(server: HostServer) -> None:
     for slot in range(3):
         server.run(loses("asserts"), slot)
+    await_states(server, ["failed"] * 3)
     status, reply = server.request("POST", "/prompt", {"prompt": quick(1)})
     assert (status, reply["error"]["type"]) == (503, "slot_failed")
     assert server.request("GET", "/ready")[0] == 503
@@ -116,4 +117,4 @@ def test_it_ends_in_order_if_asked_to_and_keeps_its_queue(make_server: MakeServe
     assert REASON in error_of(entries[fatal])
     assert [outcome(entries[one]) for one in (running, *waiting)] == ["success"] * 3
     assert sorted(notes(file)) == ["runs", "runs", "waits0", "waits1"]
-    assert states(server) == ["idle", "idle"]
+    await_states(server, ["idle", "idle"])
