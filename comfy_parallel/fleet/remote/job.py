@@ -24,6 +24,7 @@ GONE_S = 10.0  # A host that cannot be reached for so long has lost its job.
 REFUSED_S = 2.0  # So has one of which the machine says for so long that it is not there.
 _LOOK_S = 0.25
 _ASK_AGAIN_S = 1.0
+_SILENT_S = 5.0  # After so long without a word it is asked whether the job has ended: the word may have been lost.
 _NOT_FOR_US = frozenset(("status", "feature_flags", "logs", "crystools.monitor"))
 _MESSAGES = frozenset(
     ("execution_start", "execution_cached", "execution_success", "execution_error", "execution_interrupted")
@@ -158,6 +159,7 @@ class RemoteJob:
 
     async def _listen(self, socket: Socket) -> bool:
         """Tell what comes until the job has ended; False when it was taken out before it began."""
+        heard = time.monotonic()
         while True:
             message = await socket.receive(_LOOK_S)
             if self._is_removed:
@@ -166,6 +168,12 @@ class RemoteJob:
                 self._send_frame(message)
             elif message is not None and await self._hear(message):
                 return True
+            if message is not None:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _SILENT_S:
+                if await self._host.entry(self._id) is not None:
+                    return True
+                heard = time.monotonic()
 
     async def _hear(self, text: str) -> bool:
         """Tell one event; whether it was the job's last."""

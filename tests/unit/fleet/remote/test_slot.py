@@ -198,6 +198,13 @@ def test_a_broken_connection_costs_nothing_while_the_job_is_known(comfy: Comfy, 
     assert [event for event, _ in executor.status_messages] == ["execution_start", "execution_success"]
 
 
+def test_an_end_of_which_the_word_was_lost_is_found(comfy: Comfy, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "_SILENT_S", 0.1)
+    running = started(comfy, slot)
+    comfy.end({"1": {"text": ["silent"]}}, [["execution_start", {}], ["execution_success", {}]], quietly=True)
+    assert running.wait().history_result["outputs"] == {"1": {"text": ["silent"]}}
+
+
 def test_a_host_that_was_started_again_has_lost_its_job(comfy: Comfy, slot: Slot) -> None:
     running = started(comfy, slot)
     comfy.running.clear()
