@@ -41,6 +41,7 @@ class Breaking:
         self._check, self._after = check, after
         self._breaker = Breaker(limits, len(queues))
         self._last: dict[int, Ended] = {}
+        self._suspensions: dict[int, Suspension] = {}  # the latest of each slot
 
     def job_ended(self, slot: Slot, item: Any) -> None:
         """The slot's last job has ended, and was this item."""
@@ -71,11 +72,13 @@ class Breaking:
             slot.name,
             slot.why_suspended,
         )
-        self._after(suspension.pause_s, lambda: self._try(slot))
+        self._suspensions[slot.index] = suspension
+        self._after(suspension.pause_s, lambda: self._try(slot, suspension))
         self._dispatcher.dispatch()
 
-    def _try(self, slot: Slot) -> None:
-        if slot.state is not SlotState.SUSPENDED:
+    def _try(self, slot: Slot, suspension: Suspension) -> None:
+        """The pause of this suspension is over; the slot may have been resumed meanwhile, and suspended anew."""
+        if slot.state is not SlotState.SUSPENDED or self._suspensions[slot.index] is not suspension:
             return
         try:
             self._check(slot.device)
@@ -84,7 +87,7 @@ class Breaking:
                 pause_s = self._breaker.again(slot.index)
                 slot.why_suspended = f"{error}; it is tried again after {pause_s:g} s"
             logger.error("%s stays suspended: %s", slot.name, slot.why_suspended)
-            self._after(pause_s, lambda: self._try(slot))
+            self._after(pause_s, lambda: self._try(slot, suspension))
             return
         with self._dispatcher.mutex:
             self._breaker.tried(slot.index)

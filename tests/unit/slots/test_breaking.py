@@ -96,6 +96,20 @@ def test_jobs_that_fail_on_the_others_too_resume_it(bench: Bench) -> None:
     assert SlotState.SUSPENDED not in bench.states()
 
 
+def test_the_pause_of_an_earlier_suspension_does_not_end_a_later_one(bench: Bench) -> None:
+    bench.run(1, ok=False)
+    bench.run(2, ok=False)
+    assert SlotState.SUSPENDED not in bench.states()
+    bench.run(0, ok=True)
+    for _ in range(3):
+        bench.run(0, ok=False)
+    assert bench.states()[0] is SlotState.SUSPENDED
+    bench.fire()
+    assert bench.states()[0] is SlotState.SUSPENDED
+    bench.fire()
+    assert bench.states()[0] is not SlotState.SUSPENDED
+
+
 def test_a_pause_of_the_operators_is_not_ended(bench: Bench) -> None:
     bench.front.closing.pause([0])
     bench.fire()
