@@ -40,7 +40,7 @@ def eighth(_: str = "") -> Workflow:
     for number, name in enumerate(("positive", "negative")):
         workflow[name] = node("CPTConditioning", seed=number, tokens=77, width=768, pooled=768)
     workflow["sampler"]["inputs"]["model"] = ["unet", 0]
-    workflow["save"] = node("CPTOut", value=["sampler", 0])
+    workflow["save"] = node("SaveLatent", samples=["sampler", 0], filename_prefix="memory")
     return workflow
 
 
