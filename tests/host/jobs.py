@@ -110,6 +110,26 @@ def eventually(holds: Callable[[], object], what: str, timeout_s: float = 120) -
         time.sleep(POLL_S)
 
 
+def slots_shown(server: HostServer) -> list[JSON]:
+    """What `/queue/all` tells of each slot."""
+    found: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
+    return found
+
+
+def await_states(server: HostServer, expected: list[str]) -> list[JSON]:
+    """The slots, once they are in these states.
+
+    One is judged after its job has come into the history, and one that is resumed may start yet.
+    """
+    deadline = time.monotonic() + 60
+    shown = slots_shown(server)
+    while [slot["state"] for slot in shown] != expected:
+        assert time.monotonic() < deadline, shown
+        time.sleep(POLL_S)
+        shown = slots_shown(server)
+    return shown
+
+
 def run_on_each(server: HostServer, workflows: Sequence[Workflow]) -> list[JSON]:
     """Run workflow i on slot i, all at once; returns their history entries."""
     ids = [server.submit(workflow, slot)["prompt_id"] for slot, workflow in enumerate(workflows)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from tests.host.jobs import outcome
+from tests.host.jobs import await_states, outcome, slots_shown
 from tests.host.pool import ServerPool
-from tests.host.server import JSON, POLL_S, HostServer
+from tests.host.server import HostServer
 from tests.host.workflows import Workflow, node
 
 pytestmark = pytest.mark.host
@@ -23,22 +21,6 @@ def server(shared_server: ServerPool) -> HostServer:
 
 def breaks(slots: str) -> Workflow:
     return {"work": node("CPTBreaks", slots=slots), "out": node("CPTOut", value=["work", 0])}
-
-
-def slots_shown(server: HostServer) -> list[JSON]:
-    found: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
-    return found
-
-
-def await_states(server: HostServer, expected: list[str]) -> list[JSON]:
-    """The slots, once they are in these states: one is judged after its job has come into the history."""
-    deadline = time.monotonic() + 60
-    shown = slots_shown(server)
-    while [slot["state"] for slot in shown] != expected:
-        assert time.monotonic() < deadline, shown
-        time.sleep(POLL_S)
-        shown = slots_shown(server)
-    return shown
 
 
 def test_a_broken_slot_does_not_swallow_all_jobs(server: HostServer) -> None:

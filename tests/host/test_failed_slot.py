@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import hold, message, outcome, quick
+from tests.host.jobs import await_states, hold, message, outcome, quick
 from tests.host.server import JSON, POLL_S, HostServer
 from tests.host.test_journal import await_count, notes, noting
 from tests.host.workflows import Workflow, node
@@ -21,18 +21,6 @@ LEAVES = 75
 
 def loses(way: str) -> Workflow:
     return {"lose": node("CPTLosesDevice", way=way), "out": node("CPTOut", value=["lose", 0])}
-
-
-def states(server: HostServer) -> list[str]:
-    return [slot["state"] for slot in server.request("GET", "/queue/all")[1]["queues"]]
-
-
-def await_states(server: HostServer, expected: list[str]) -> None:
-    """A slot is judged after its job has come into the history, and one that is resumed may start yet."""
-    deadline = time.monotonic() + 60
-    while (found := states(server)) != expected:
-        assert time.monotonic() < deadline, found
-        time.sleep(POLL_S)
 
 
 def error_of(entry: JSON) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import interrupt, new_key, outcome
+from tests.host.jobs import eventually, interrupt, new_key, outcome, slots_shown
 from tests.host.server import JSON, HostServer
 from tests.host.test_fan_out import SEED, alone, pixels, shared
 from tests.host.workflows import Workflow, node
@@ -28,23 +26,11 @@ def server(make_module_server: MakeServer) -> HostServer:
     return made
 
 
-def queues(server: HostServer) -> list[JSON]:
-    found: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
-    return found
-
-
-def eventually(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def await_processes(server: HostServer) -> None:
     def are_ready() -> bool:
-        return all(one["worker"] is None or one["worker"]["state"] == "ready" for one in queues(server))
+        return all(one["worker"] is None or one["worker"]["state"] == "ready" for one in slots_shown(server))
 
-    eventually(are_ready, "the processes are not ready")
+    eventually(are_ready, "the processes are not ready", LIMIT_S)
 
 
 def told(seed: int, *, seconds: float = 0.0, count: int = 2) -> Workflow:
@@ -111,15 +97,15 @@ def test_lists_and_parts_are_divided_among_them(server: HostServer, slot: int) -
 
 def test_an_interrupt_of_a_processs_job_ends_its_shares(server: HostServer) -> None:
     job_id = server.submit(told(200, seconds=60.0), 1)["prompt_id"]
-    eventually(lambda: sum(one["running_count"] for one in queues(server)) == 2, "not all slots run")
+    eventually(lambda: sum(one["running_count"] for one in slots_shown(server)) == 2, "not all slots run", LIMIT_S)
     interrupt(server, job_id)
     assert outcome(server.wait([job_id], LIMIT_S)[job_id]) == "interrupted"
-    eventually(lambda: not any(one["running_count"] for one in queues(server)), "a share still runs")
+    eventually(lambda: not any(one["running_count"] for one in slots_shown(server)), "a share still runs", LIMIT_S)
 
 
 def test_a_participant_that_is_killed_costs_no_image(server: HostServer) -> None:
     """`benchmarks/fan_out.py --kills 100` does it a hundred times, and with jobs of processes."""
     job_id = server.submit(told(300, seconds=1.0, count=5), 0)["prompt_id"]
-    eventually(lambda: queues(server)[1]["running_count"], "no share runs")
-    os.kill(queues(server)[1]["worker"]["pid"], signal.SIGKILL)
+    eventually(lambda: slots_shown(server)[1]["running_count"], "no share runs", LIMIT_S)
+    os.kill(slots_shown(server)[1]["worker"]["pid"], signal.SIGKILL)
     assert [seed for seed, _ in values(server.wait([job_id], LIMIT_S)[job_id])] == [300, 301, 302, 303, 304]

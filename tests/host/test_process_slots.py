@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.host.comparing import comparable, is_status
 from tests.host.conftest import MakeServer
 from tests.host.held_weights import file_of, image_of, weights
 from tests.host.jobs import (
@@ -36,7 +37,6 @@ pytestmark = pytest.mark.host
 THREAD, PROCESS = 0, 1
 UNSAFE_PACK = Path(__file__).with_name("packs") / "memoises"
 LIMIT_S = 120.0
-SKIPPED = ("current_outputs", "timestamp", "prompt", "traceback", "filename", "sid")
 
 
 @pytest.fixture(scope="module")
@@ -92,21 +92,6 @@ def on_both(server: HostServer, make: Callable[[], Workflow], **features: bool) 
 def is_last(event: JSON) -> bool:
     """The host's worker says this when all else of a job has been told."""
     return event["type"] == "executing" and event["data"]["node"] is None
-
-
-def is_status(one: Any) -> bool:
-    return isinstance(one, dict) and one["type"] == "status"
-
-
-def comparable(value: Any, job_id: str, slot: int) -> Any:
-    if isinstance(value, dict):
-        kept = {name: part for name, part in value.items() if name not in SKIPPED and (name, part) != ("gpu_id", slot)}
-        return {name: comparable(part, job_id, slot) for name, part in kept.items()}
-    if isinstance(value, list):
-        return [comparable(part, job_id, slot) for part in value]
-    if isinstance(value, bytes):
-        return value.replace(job_id.encode(), b"the job")
-    return "the job" if value == job_id else value
 
 
 def test_it_says_what_it_is(server: HostServer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +12,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.host.comparing import comparable, is_status
 from tests.host.conftest import MakeServer
-from tests.host.jobs import hold, interrupt, outcome, progress, quick, release, shown, start_held
+from tests.host.jobs import (
+    eventually,
+    hold,
+    interrupt,
+    outcome,
+    progress,
+    quick,
+    release,
+    shown,
+    slots_shown,
+    start_held,
+)
 from tests.host.server import JSON, NODES_DIR, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -22,7 +33,6 @@ pytestmark = pytest.mark.host
 
 HERE, STOCK, OURS = 0, 1, 2  # the slots of the front: its own, on a stock ComfyUI, on one with this package
 LIMIT_S = 120.0
-SKIPPED = ("current_outputs", "timestamp", "prompt", "traceback", "filename", "sid")
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +51,15 @@ def servers(make_module_server: MakeServer, stock: HostServer) -> tuple[HostServ
     ours = make_module_server(slots="cpu")
     addresses = f"{stock.url},{ours.url}/"
     front = make_module_server(slots="cpu", env={"COMFY_PARALLEL_REMOTE": addresses})
-    eventually(lambda: [slot["worker"]["state"] for slot in slots(front)[1:]] == ["ready"] * 2, "no remote is ready")
+    eventually(
+        lambda: [slot["worker"]["state"] for slot in slots_shown(front)[1:]] == ["ready"] * 2, "no remote is ready"
+    )
     return front, ours
 
 
 @pytest.fixture(scope="module")
 def front(servers: tuple[HostServer, HostServer]) -> HostServer:
     return servers[0]
-
-
-def slots(server: HostServer) -> list[JSON]:
-    told: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
-    return told
-
-
-def eventually(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def told_of(server: HostServer, workflow: Workflow, slot: int, features: dict[str, bool]) -> list[Any]:
@@ -74,21 +74,6 @@ def told_of(server: HostServer, workflow: Workflow, slot: int, features: dict[st
         return [*told, comparable(server.wait([job_id])[job_id], job_id, slot)]
 
 
-def is_status(one: Any) -> bool:
-    return isinstance(one, dict) and one["type"] == "status"
-
-
-def comparable(value: Any, job_id: str, slot: int) -> Any:
-    if isinstance(value, dict):
-        kept = {name: part for name, part in value.items() if name not in SKIPPED and (name, part) != ("gpu_id", slot)}
-        return {name: comparable(part, job_id, slot) for name, part in kept.items()}
-    if isinstance(value, list):
-        return [comparable(part, job_id, slot) for part in value]
-    if isinstance(value, bytes):
-        return value.replace(job_id.encode(), b"the job")
-    return "the job" if value == job_id else value
-
-
 def on_all(server: HostServer, make: Callable[[], Workflow], **features: bool) -> list[list[Any]]:
     return [told_of(server, make(), slot, features) for slot in (HERE, STOCK, OURS)]
 
@@ -98,7 +83,7 @@ def new_files(server: HostServer, before: set[Path]) -> list[Path]:
 
 
 def test_it_says_what_it_is(front: HostServer, stock: HostServer) -> None:
-    told = slots(front)
+    told = slots_shown(front)
     assert [(slot["kind"], slot["device"]) for slot in told] == [
         ("thread", "cpu"),
         ("remote", "remote0"),
@@ -194,9 +179,9 @@ def test_a_job_goes_only_where_it_can_run(front: HostServer) -> None:
     with front.websocket() as watcher:
         kept = [start_held(front, watcher, slot) for slot in (HERE, OURS)]
         job_id = front.submit(lacking)["prompt_id"]
-        reasons = slots(front)[STOCK]["cannot_run"]
+        reasons = slots_shown(front)[STOCK]["cannot_run"]
         assert reasons == {job_id: "cannot run on remote0: no model b.safetensors"}
-        assert slots(front)[OURS]["cannot_run"] == {}
+        assert slots_shown(front)[OURS]["cannot_run"] == {}
         release(front, *kept)
     assert front.wait([job_id])[job_id]["gpu_id"] in (HERE, OURS)
 
@@ -242,18 +227,18 @@ def test_one_that_is_killed_loses_no_job_and_is_used_again_when_it_returns(
 ) -> None:
     with front.websocket() as watcher:
         lost = front.submit(hold(seed=5), client_id=watcher.client_id)["prompt_id"]
-        eventually(lambda: slots(front)[HERE]["running"] == [lost], "an idle front runs its jobs itself")
+        eventually(lambda: slots_shown(front)[HERE]["running"] == [lost], "an idle front runs its jobs itself")
         moved = front.submit(hold(seed=6), client_id=watcher.client_id)["prompt_id"]
-        eventually(lambda: slots(front)[STOCK]["running"] == [moved], "the second job is not on the stock host")
+        eventually(lambda: slots_shown(front)[STOCK]["running"] == [moved], "the second job is not on the stock host")
         watcher.wait_for(lambda event: event["type"] == "executing" and event["data"].get("prompt_id") == moved)
         stock.stop(signal_number=signal.SIGKILL)
-        eventually(lambda: slots(front)[STOCK]["worker"]["state"] == "unreachable", "its end was not noticed")
-        eventually(lambda: slots(front)[OURS]["running"] == [moved], "no other slot took its job")
+        eventually(lambda: slots_shown(front)[STOCK]["worker"]["state"] == "unreachable", "its end was not noticed")
+        eventually(lambda: slots_shown(front)[OURS]["running"] == [moved], "no other slot took its job")
         bound = front.submit(quick(21), STOCK)["prompt_id"]
-        assert slots(front)[STOCK]["pending"] == [bound]
+        assert slots_shown(front)[STOCK]["pending"] == [bound]
         stock.start()
         assert shown(front.wait([bound])[bound]) == 21
-        assert slots(front)[STOCK]["worker"]["restarts"] == 1
+        assert slots_shown(front)[STOCK]["worker"]["restarts"] == 1
         assert [outcome(entry) for entry in release(front, lost, moved).values()] == ["interrupted"] * 2
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import await_idle, held, message, new_key, outcome, quick, release, shown, start_held
+from tests.host.jobs import await_idle, held, message, new_key, outcome, quick, release, shown, slots_shown, start_held
 from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node
@@ -51,11 +51,6 @@ def restarts(server: HostServer) -> list[int]:
     for slot in SLOTS:
         assert outcome(server.run(quick(0), slot)) == "success"
     return [queue["metrics"]["worker_restarts"] for queue in slots_shown(server)]
-
-
-def slots_shown(server: HostServer) -> list[JSON]:
-    queues: list[JSON] = server.request("GET", "/queue/all")[1]["queues"]
-    return queues
 
 
 # The job that ended its worker.
