@@ -1,10 +1,12 @@
 """Jobs that are shared out, on CPU slots: what a share costs besides its work, and what kills of participants cost.
 
     python benchmarks/fan_out.py COMFYUI_DIR [--kills 100] [--rounds 20] [--slots cpu,cpu=process,cpu=process]
+    python benchmarks/fan_out.py COMFYUI_DIR --rounds 0 --kills 100 --at-once 6 --budget-s 500
 
 Overhead: 8 images that cost nothing, over 1, 2 and 4 slots, against one job that makes them by itself. Speed: 8 images
 of a small model with random weights over 1, 2 and 4 slots (`--devices cuda:0,cuda:1` for GPUs). Kills: a process slot
-is killed at a random moment while it computes a share; each job must give the full set, in order.
+is killed at a random moment while it computes a share; each job must give the full set, in order. `--at-once` servers
+have their processes killed beside each other; when `--budget-s` is over, no other kill begins, and the totals are told.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +89,55 @@ def measure(host: Path, devices: list[str], rounds: int) -> None:
                 print(f"{count} slots: {each:.1f} ms for each further share, 8 images in {work:.2f} s", flush=True)
 
 
-def kill(host: Path, slots: str, count: int, seed: int) -> None:
-    chance, began, figures = random.Random(seed), time.monotonic(), Counter[str]()
-    env = {"COMFY_PARALLEL_BREAKER": "off"}
-    with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots, env=env) as server:
-        for number in range(1, count + 1):
-            figures += kill_once(server, chance, 10 * number)
-            if number % 10 == 0 or number == count:
-                print(
-                    f"{number} kills ({figures['during a share']} while the slot ran one, {figures['of the job']} of a"
-                    f" job's own process) in {time.monotonic() - began:.0f} s: {figures['failed']} jobs failed,"
-                    f" {figures['incomplete']} without the full set in order",
-                    flush=True,
-                )
+class Kills:
+    """Kills at several servers at once. `count` in all; none begins when `budget_s` are over."""
+
+    def __init__(self, count: int, budget_s: float) -> None:
+        self._left, self._began = count, time.monotonic()
+        self._ends = self._began + budget_s
+        self._lock = threading.Lock()
+        self.figures = Counter[str]()
+
+    def run(self, host: Path, slots: str, seed: int) -> None:
+        """Kill at one server until there is nothing left to do."""
+        chance = random.Random(seed)
+        env = {"COMFY_PARALLEL_BREAKER": "off"}
+        with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots, env=env) as server:
+            while (number := self._next()) is not None:
+                self._note(kill_once(server, chance, 10 * number))
+
+    def _next(self) -> int | None:
+        with self._lock:
+            if self._left == 0 or time.monotonic() > self._ends:
+                return None
+            self._left -= 1
+            return self._left + 1
+
+    def _note(self, figures: Counter[str]) -> None:
+        with self._lock:
+            self.figures += figures
+            if self.figures["kills"] % 10 == 0:
+                print(self.told, flush=True)
+
+    @property
+    def told(self) -> str:
+        found = self.figures
+        return (
+            f"{found['kills']} kills ({found['during a share']} while the slot ran one, {found['of the job']} of a"
+            f" job's own process) in {time.monotonic() - self._began:.0f} s: {found['failed']} jobs failed,"
+            f" {found['incomplete']} without the full set in order"
+        )
+
+
+def kill(host: Path, slots: str, count: int, seed: int, at_once: int, budget_s: float) -> bool:
+    """Whether every job gave all it should. Each server's chances follow from `seed` and its number."""
+    kills = Kills(count, budget_s)
+    with ThreadPoolExecutor(at_once) as threads:
+        running = [threads.submit(kills.run, host, slots, seed + number) for number in range(at_once)]
+    print(f"in all: {kills.told}", flush=True)
+    for one in running:
+        one.result()  # Raises what kept a server from going on.
+    return not kills.figures["failed"] and not kills.figures["incomplete"]
 
 
 def kill_once(server: HostServer, chance: random.Random, first: int) -> Counter[str]:
@@ -118,6 +158,7 @@ def kill_once(server: HostServer, chance: random.Random, first: int) -> Counter[
     shown = [text.partition("@")[0] for text in entry["outputs"].get("out", {}).get("value", [])]
     return Counter(
         {
+            "kills": 1,
             "of the job": own == victim,
             "during a share": own != victim and is_busy,
             "failed": outcome(entry) != "success",
@@ -140,6 +181,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--at-once", type=int, default=1, help="servers that are killed at beside each other")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="no kill begins after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--slots", default="cpu,cpu=process,cpu=process")
@@ -148,7 +191,8 @@ def main() -> None:
     if given.rounds:
         measure(given.comfyui, given.devices.split(","), given.rounds)
     if given.kills:
-        kill(given.comfyui, given.slots, given.kills, given.seed)
+        is_whole = kill(given.comfyui, given.slots, given.kills, given.seed, given.at_once, given.budget_s)
+        sys.exit(0 if is_whole else 1)
 
 
 if __name__ == "__main__":
