@@ -28,7 +28,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 from server import PromptServer
 
-from . import gpu, graphs, lost, meetings, overlap  # noqa: F401 - some add routes
+from . import gpu, graphs, lost, meetings, overlap, vram  # noqa: F401 - some add routes
 from .caching import never_cached
 
 CATEGORY = "comfy_parallel/test"
@@ -489,5 +489,5 @@ NODE_CLASS_MAPPINGS = {
 }
 for more in (ending, gpu, graphs, isolation, leftovers, overlap, saves, shares, unprintable, weights):
     NODE_CLASS_MAPPINGS |= more.NODES
-for more in (events, faults, locks, lost, memory):
+for more in (events, faults, locks, lost, memory, vram):
     NODE_CLASS_MAPPINGS |= more.NODES

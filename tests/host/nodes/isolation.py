@@ -741,7 +741,12 @@ WAYS = {
         ]
     ),
     "numpy_restore": numpy_restored,
-    "python": lambda: [random.choice(range(99)), *random.sample(range(99), 3), random.uniform(0, 1), random.randrange(9)],
+    "python": lambda: [
+        random.choice(range(99)),
+        *random.sample(range(99), 3),
+        random.uniform(0, 1),
+        random.randrange(9),
+    ],
     "python_restore": python_restored,
     "python_bits": lambda: [random.getrandbits(60), random.randbytes(4), random.normalvariate(), random.gauss(0, 1)],
 }
