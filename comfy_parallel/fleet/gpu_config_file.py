@@ -13,6 +13,14 @@ from comfy_parallel.core.gpu_config import GpuConfig, parse, parse_text
 from comfy_parallel.errors import ConfigError
 
 MOST_BYTES = 1 << 20
+OFF = "off"
+
+
+def named_file(name: str | None, usual: Path) -> GpuConfigFile | None:
+    """The file that COMFY_PARALLEL_GPU_CONFIG names, else the `usual` one; none where it says `off`."""
+    if name == OFF:
+        return None
+    return GpuConfigFile(Path(os.path.abspath(Path(name).expanduser())) if name else usual)
 
 
 class GpuConfigFile:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.config import Config
 from comfy_parallel.core import remotes
 from comfy_parallel.fleet import processes
-from comfy_parallel.fleet.gpu_config_file import GpuConfigFile
+from comfy_parallel.fleet.gpu_config_file import named_file
 from comfy_parallel.host import facts
 from comfy_parallel.slots import device, pool
 from comfy_parallel.slots.slot import slots
@@ -58,9 +57,9 @@ def make(
 
 def _hosts(config: Config) -> Hosts | None:
     named = remotes.parse(config.remote, config.remote_token)
-    path = facts.gpu_config_file() if config.gpu_config is None else Path(config.gpu_config).expanduser()
+    file = named_file(config.gpu_config, facts.gpu_config_file())
+    workers = () if file is None else remotes.of_workers(file.read(), config.remote_token)
     addresses = {remote.url for remote in named}
-    workers = remotes.of_workers(GpuConfigFile(path).read(), config.remote_token)
     named += tuple(remote for remote in workers if remote.url not in addresses)
     if not named:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from comfy_parallel.core.gpu_config import GpuConfig, Master, Worker
 from comfy_parallel.errors import ComfyParallelError, ConfigError
 from comfy_parallel.fleet import ports, watched_host, whole_host
-from comfy_parallel.fleet.gpu_config_file import GpuConfigFile
+from comfy_parallel.fleet.gpu_config_file import GpuConfigFile, named_file
 from comfy_parallel.fleet.whole_host import Install, WholeHost
 from comfy_parallel.ops import launch, launch_plan
 from comfy_parallel.ops.plain_running import PlainRunning
@@ -76,23 +76,28 @@ def plan(options: argparse.Namespace, env: Mapping[str, str]) -> tuple[list[Whol
         ConfigError: before anything was started; the message says what to do.
     """
     install = launch.install_of(options, options.arguments, env)
-    path = config_file(options, install, env)
+    file = config_file(options, install, env)
+    path = file.path
     if not path.is_file():
         raise ConfigError(
             f"{path} is not there; write one (docs/launcher.md has an example), or use comfy-parallel launch"
         )
-    config = GpuConfigFile(path).read()
+    config = file.read()
     hosts = [_master(config.master, options.arguments, path)]
     if options.mode != "master":
         hosts += [_worker(worker, config, options.arguments) for worker in config.enabled_workers() if worker.is_local]
     return hosts, install
 
 
-def config_file(options: argparse.Namespace, install: Install, env: Mapping[str, str]) -> Path:
-    """The gpu_config.json that is meant."""
-    named = options.config or env.get("COMFY_PARALLEL_GPU_CONFIG", "").strip()
+def config_file(options: argparse.Namespace, install: Install, env: Mapping[str, str]) -> GpuConfigFile:
+    """The gpu_config.json that is meant. Raises ConfigError where that is none."""
+    if options.config:
+        return GpuConfigFile(Path(os.path.abspath(options.config.expanduser())))
     usual = launch_plan.user_folder(install.comfyui, options.arguments) / "__comfy_parallel" / "gpu_config.json"
-    return Path(os.path.abspath(Path(named).expanduser() if named else usual))
+    file = named_file(env.get("COMFY_PARALLEL_GPU_CONFIG", "").strip() or None, Path(os.path.abspath(usual)))
+    if file is None:
+        raise ConfigError("COMFY_PARALLEL_GPU_CONFIG=off: there is no master to start; take it away, or name --config")
+    return file
 
 
 def _master(master: Master, arguments: list[str], path: Path) -> WholeHost:

@@ -107,6 +107,8 @@ def test_without_a_file_it_says_which(comfyui: Path) -> None:
         plan(comfyui, "master")
     with pytest.raises(ConfigError, match="other"):
         plan(comfyui, "master", COMFY_PARALLEL_GPU_CONFIG=str(comfyui / "other"))
+    with pytest.raises(ConfigError, match="there is no master to start"):
+        plan(comfyui, "master", COMFY_PARALLEL_GPU_CONFIG="off")
 
 
 class _Queue(BaseHTTPRequestHandler):
