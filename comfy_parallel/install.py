@@ -196,6 +196,7 @@ def _complete_server(server: Any) -> None:
     front.job_begins, front.job_ends = watch.begin, watch.end
     watching.watch(front, server.loop, _config, None if _worker is None else _worker.leave)
     front.default_slot, front.policy = _config.default_slot, _config.policy
+    front.ledger.most_attempts = _config.attempts
     peers.use(_config.trusted_proxies, _config.policy.fair_by)
     webhooks.send(server, front, _config.webhooks)
     per_slot.tell()

@@ -33,6 +33,7 @@ class Ledger:
     def __init__(self) -> None:
         self.arrivals = itertools.count()  # the numbers of the jobs to come
         self.journal: Journal | None = None
+        self.most_attempts = 2  # how often a job may begin before it ends as an error
         self._problem: str | None = None
         self._counter: Callable[[], int] = lambda: 0
         self._live: dict[str, QueueItem] = {}  # by prompt_id the newest job that waits or runs

@@ -158,11 +158,11 @@ class SlotQueue:
         return [item[1] for _, item in items]
 
     def _hand_back(self, error: BaseException) -> bool:
-        """Let a job wait again that stalled or whose process ended, unless it had a second chance; whether it does."""
+        """Let a job wait again that stalled or whose process ended, unless it may not begin again; whether it does."""
         item = self._taken
         if not isinstance(error, JobLost | StalledAndWaitsAgain) or type(item) is not QueueItem:
             return False
-        if error.has_begun and (item.losses or not error.may_run_again):
+        if error.has_begun and (item.losses + 1 >= self.front.ledger.most_attempts or not error.may_run_again):
             return False
         item.losses += error.has_begun
         logger.warning("%s: job %s waits again: %s", self.slot.name, item[1], error_text(error))

@@ -13,7 +13,7 @@ import pytest
 
 from comfy_parallel.core.scope import AUTO, Scope, scoped
 from comfy_parallel.core.states import SlotState
-from comfy_parallel.errors import BadRequest
+from comfy_parallel.errors import BadRequest, JobLost
 from comfy_parallel.slots.items import QueueItem, when_to_run_alone, who_takes_turns
 from comfy_parallel.slots.slot import Run, entered, interrupt_job
 from tests.fakes import (
@@ -696,6 +696,18 @@ def test_a_failed_job_keeps_its_keys_out_of_the_history(front: Any) -> None:
     assert front.slot_queues[0].fail_running(RuntimeError("died")) == ["a"]
     assert len(front.history["a"]["prompt"]) == 5
     assert "secret" not in repr(front.history)
+
+
+@pytest.mark.parametrize("most_attempts", [1, 2, 4])
+def test_a_job_that_loses_its_processes_begins_as_often_as_is_allowed(front: Any, most_attempts: int) -> None:
+    front.ledger.most_attempts = most_attempts
+    queue = front.slot_queues[0]
+    put(front, "a", target=0)
+    for _ in range(most_attempts):
+        assert front.history == {}
+        take(queue)
+        queue.fail_running(JobLost("its process ended", has_begun=True, may_run_again=True))
+    assert front.history["a"]["status"]["status_str"] == "error"
 
 
 def test_a_job_of_nobody_fails_without_telling_anybody(front: Any) -> None:
