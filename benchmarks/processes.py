@@ -1,8 +1,9 @@
-"""Slots in processes on CPUs against threads: Python-bound nodes, requests, events; and what kills of processes cost.
+"""Slots in processes on CPUs against threads: Python-bound nodes, requests, events.
 
-usage: python benchmarks/processes.py HOST [--kills N] [--jobs N] [--requests N]
+usage: python benchmarks/processes.py HOST [--jobs N] [--requests N]
 
-What it says of processes is against threads in the same run. For memory see process_memory.py.
+What it says of processes is against threads in the same run. For memory see
+process_memory.py, for what is lost when processes end process_kills.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import signal
 import statistics
 import sys
 import tempfile
@@ -23,12 +23,8 @@ import websocket
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.host.jobs import await_idle, held, quick
-from tests.host.kills import Kills
 from tests.host.server import HostServer
 from tests.host.workflows import Workflow, node
-
-HANGS = 20  # one kill of so many stops the process instead of ending it
-SILENT = {"COMFY_PARALLEL_WORKER_SILENT_S": "15"}
 
 
 def spin(seed: int) -> Workflow:
@@ -110,23 +106,9 @@ def event_ages(server: HostServer) -> list[float]:
     return found
 
 
-def kill(host: Path, count: int) -> None:
-    slots = "cpu=process,cpu=process"
-    with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots, env=SILENT) as server:
-        began = time.monotonic()
-        with Kills(server, seed=1) as kills:
-            for number in range(count):
-                kills.kill_one(signal.SIGSTOP if number % HANGS == HANGS - 1 else None)
-        told = (
-            f"{len(kills.lost)} lost, {len(kills.doubled)} doubled, {len(kills.failed)} failed for losing two processes"
-        )
-        print(f"{kills.kills} kills in {time.monotonic() - began:.0f} s, {len(kills.jobs)} jobs: {told}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host", type=Path)
-    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--requests", type=int, default=2000)
     given = parser.parse_args()
@@ -134,8 +116,6 @@ def main() -> None:
         compare(given.host, given.jobs)
     if given.requests:
         compare_requests(given.host, given.requests)
-    if given.kills:
-        kill(given.host, given.kills)
 
 
 if __name__ == "__main__":

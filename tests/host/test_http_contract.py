@@ -314,11 +314,19 @@ def uncached(entry: JSON) -> bool:
     return not message(entry, "execution_cached")["nodes"]
 
 
+PARTS = 3  # of a checkpoint that are loaded
+
+
 def test_unloading_models_of_a_slot_and_the_models_shown(server: HostServer) -> None:
     entries = run_on_each(server, [txt2img(1, steps=1), txt2img(2, steps=1)])
     assert [outcome(entry) for entry in entries] == ["success", "success"]
-    eventually(lambda: [len(of_slot) > 0 for of_slot in models(server)] == [True, True, False], "they are not shown")
-    before = models(server)
+    before: list[list[JSON]] = []
+
+    def are_shown() -> bool:
+        before[:] = models(server)  # A process tells them every second, so they may be those of a moment in the job.
+        return [len(of_slot) for of_slot in before] == [PARTS, PARTS, 0]
+
+    eventually(are_shown, f"{PARTS} are not shown")
     assert all(set(model) == {"name", "loaded_bytes"} for of_slot in before for model in of_slot)
     assert all(model["name"] and model["loaded_bytes"] > 0 for model in before[1])
     call(server, "POST", "/free", {"unload_models": True}, slot=0)

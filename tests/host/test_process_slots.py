@@ -28,7 +28,7 @@ from tests.host.jobs import (
     shown,
     start_held,
 )
-from tests.host.kills import Kills
+from tests.host.kills import EXITS, Kills
 from tests.host.server import JSON, TRUST_TEST_NODES, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -44,9 +44,10 @@ def server(make_module_server: MakeServer) -> HostServer:
     env = {
         "COMFY_PARALLEL_WORKER_SILENT_S": "15",
         "COMFY_PARALLEL_WORKERS": "auto",
+        EXITS: "1",
         "COMFY_PARALLEL_PACKS": f"{TRUST_TEST_NODES},{UNSAFE_PACK.name}=alone",
     }
-    return make_module_server(slots="cpu,cpu=process", env=env, packs=[UNSAFE_PACK])
+    return make_module_server(slots="cpu=thread,cpu=process", env=env, packs=[UNSAFE_PACK])
 
 
 def shown_slot(server: HostServer, slot: int = PROCESS) -> JSON:
@@ -278,9 +279,10 @@ def test_a_job_that_ends_its_process_twice_fails_with_the_reason(server: HostSer
 
 def test_processes_killed_under_load_lose_and_double_nothing(server: HostServer) -> None:
     with Kills(server, seed=3) as kills:
-        for _ in range(3):
-            kills.kill_one()
+        for way in ("-9", "-11", "exit 137"):
+            kills.kill_one(way)
     assert (kills.lost, kills.doubled, kills.failed) == ([], [], [])
+    assert list(kills.ends) == ["SIGKILL", "SIGSEGV", "ended with status 137"]
 
 
 def test_a_stopped_process_is_ended_and_its_job_runs_again(server: HostServer) -> None:
