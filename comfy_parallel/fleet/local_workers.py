@@ -12,8 +12,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from comfy_parallel.config import Config
@@ -21,17 +21,17 @@ from comfy_parallel.core.gpu_config import GpuConfig, Worker
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest, ConfigError, NoSuchWorker
 from comfy_parallel.fleet import ports, whole_host
-from comfy_parallel.fleet.gpu_config_file import GpuConfigFile
+from comfy_parallel.fleet.gpu_config_file import GpuConfigFile, named_file
 from comfy_parallel.fleet.log_file import LogFile
 from comfy_parallel.fleet.watched_host import WatchedHost
 from comfy_parallel.fleet.whole_host import Install, WholeHost
 from comfy_parallel.host import facts
 from comfy_parallel.isolation import save_numbers
 from comfy_parallel.isolation.shared_numbers import SharedNumbers
+from comfy_parallel.weights import sharing
 
 logger = logging.getLogger(__name__)
 
-OFF = "off"
 # Arguments of this server that are not for its workers, and whether a value follows.
 _NOT_FOR_WORKERS = {
     "--port": True,
@@ -48,11 +48,20 @@ _NOT_FOR_WORKERS = {
 class LocalWorkers:
     """What runs of the workers in `file`. Any thread may use it; to stop a worker takes seconds.
 
-    `is_cpu`: this server computes on the CPU, and so do they.
+    `is_cpu`: this server computes on the CPU, and so do they. `join()`: they are to share weights with this server from
+    now on; returns what their environment tells them of that.
     """
 
-    def __init__(self, file: GpuConfigFile, install: Install, arguments: Sequence[str], *, is_cpu: bool) -> None:
-        self.file, self._install, self._is_cpu = file, install, is_cpu
+    def __init__(
+        self,
+        file: GpuConfigFile,
+        install: Install,
+        arguments: Sequence[str],
+        *,
+        is_cpu: bool,
+        join: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.file, self._install, self._is_cpu, self._join = file, install, is_cpu, join
         self._arguments = for_workers(arguments)
         self._lock = threading.RLock()
         self._running: dict[str, WatchedHost] = {}
@@ -88,7 +97,8 @@ class LocalWorkers:
             if not self.is_running(worker.id):
                 host = self._host(worker)
                 self._share_numbers()
-                self._running[worker.id] = WatchedHost(host, self._install)
+                install = replace(self._install, env={**self._install.env, **self._join()})
+                self._running[worker.id] = WatchedHost(host, install)
                 self._running[worker.id].start()
                 logger.info("comfy_parallel: worker %s (%s) starts on %s", worker.id, worker.name, host.url)
             return worker
@@ -220,10 +230,10 @@ def use(config: Config, env: Mapping[str, str]) -> None:
     """Know of the workers in the file that the configuration names. `env`: what this process was started with."""
     global _workers
     _workers = None
-    if config.gpu_config != OFF:
-        path = Path(config.gpu_config).expanduser() if config.gpu_config else facts.gpu_config_file()
+    file = named_file(config.gpu_config, facts.gpu_config_file())
+    if file is not None:
         is_cpu = facts.device_type() == "cpu"
-        _workers = LocalWorkers(GpuConfigFile(path), _install(env), _own_arguments(), is_cpu=is_cpu)
+        _workers = LocalWorkers(file, _install(env), _own_arguments(), is_cpu=is_cpu, join=sharing.join_others)
 
 
 def launch_at_start() -> None:

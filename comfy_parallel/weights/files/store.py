@@ -167,6 +167,11 @@ class Store:
         self._lock = threading.Lock()
         self._has_told = False
 
+    def join(self, group: Group) -> None:
+        """Share with this group what is made of files that are opened from now on, unless it is in one already."""
+        if self._group is None:
+            self._group = group
+
     def files(self) -> list[WeightFile]:
         with self._lock:
             return [*self._outdated, *self._files.values()]

@@ -57,6 +57,16 @@ def test_a_conversion_is_made_once(server: GroupServer, path: str, mode: str, dt
     assert bits(made) == bits(read(first, path)["a"].to(dtype))
 
 
+def test_who_joins_later_shares_what_it_opens_then(server: GroupServer, path: str, tmp_path: Path) -> None:
+    first, second = Store("map", GIB, group=Group(server.name)), Store("map", GIB)
+    own = converted(second, path)
+    second.join(Group(server.name))
+    assert bits(converted(second, path)) == bits(own)
+    assert memory_of(converted(second, path)) == memory_of(own)
+    later = write(tmp_path / "b.safetensors", a=numbers(50, 30))
+    assert memory_of(converted(first, later)) == memory_of(converted(second, later))
+
+
 def test_other_dtypes_and_other_tensors_have_their_own_places(server: GroupServer, path: str) -> None:
     first, second = stores(server)
     half, quarter = converted(first, path), converted(first, path, torch.float8_e4m3fn)
