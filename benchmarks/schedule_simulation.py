@@ -58,6 +58,7 @@ class Job:
     passed: int = 0
     kind: str | None = None
     is_bound_to_kind: bool = False
+    barred: frozenset[int] = frozenset()
     not_on: frozenset[int] = frozenset()
     started: float = 0.0
     ended: float = 0.0
