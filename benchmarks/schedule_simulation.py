@@ -63,6 +63,7 @@ class Job:
     started: float = 0.0
     ended: float = 0.0
     workload: Any = None
+    has_loaded: bool = False
 
     def __lt__(self, other: Job) -> bool:
         return (self.place, self.number) < (other.place, other.number)
@@ -132,9 +133,11 @@ class Ours:
         job = self.waiting[position]
         if position:
             self.waiting[0].passed += 1
-        self.waiting[position] = self.waiting[-1]
-        self.waiting.pop()
-        heapq.heapify(self.waiting)
+        last = self.waiting.pop()
+        if position < len(self.waiting):  # as the dispatcher does; `heapify` would look at all of them
+            self.waiting[position] = last
+            heapq._siftup(self.waiting, position)  # type: ignore[attr-defined]
+            heapq._siftdown(self.waiting, 0, position)  # type: ignore[attr-defined]
         self.share.started(job.place)
         return job, slot
 
@@ -156,7 +159,7 @@ class Ours:
 
     def ended(self, job: Job, slot: OneSlot) -> None:
         self.share.ended(job.client_id, job.ended - job.started)
-        if job.workload is not None:
+        if job.workload is not None and not job.has_loaded:
             self.paces.note(slot.index, job.workload, job.ended - job.started)
 
 
@@ -208,7 +211,8 @@ def simulate(jobs: list[Job], slots: list[OneSlot], way: Any) -> dict[str, float
             way.ended(done, what)
         while (found := way.next_start()) is not None:
             job, slot = found
-            load = 0.0 if job.models <= slot.models else LOAD_S
+            job.has_loaded = not job.models <= slot.models
+            load = LOAD_S if job.has_loaded else 0.0
             slot.loads += bool(load)
             slot.models, slot.last_client_id, slot.job, slot.state = job.models, job.client_id, job, SlotState.RUNNING
             job.started = now

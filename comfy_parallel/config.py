@@ -46,7 +46,8 @@ class Policy:
     Attributes:
         client_order: whether several jobs of one client may run at once (`spread`), or one at a time (`in-order`).
         fair_by: who gets a fair share: each `client`, each `user`, each value of a `header:NAME`; `off` for nobody.
-        affinity: how many jobs may overtake the first that waits because a slot holds their models; 0 for none.
+        affinity: how many jobs may overtake the first that waits because a slot holds their models, if it is more than
+            the number of slots; 0 for none.
         max_waiting: how many jobs may wait in all before new ones are refused.
         max_waiting_per_client: the same, of one client.
         max_running_per_client: how many jobs of one client may run at once.

@@ -71,7 +71,8 @@ class UnderWay(NamedTuple):
 
 
 _BUSY = frozenset((SlotState.OFFERED, SlotState.RUNNING, SlotState.DRAINING))
-_WINDOW = 256  # so many of the first waiting jobs are looked at for one whose models a slot holds
+_WINDOW, _WIDEST = 256, 2048  # so many of the first waiting jobs are looked at for one whose models a slot holds
+_WINDOW_FOR_A_SLOT = 16  # at least, for with many slots as many models may be in use
 AnySlot = TypeVar("AnySlot", bound=SlotView)
 NOTHING = UnderWay()
 _WORST = (False, False, False)
@@ -119,13 +120,14 @@ def first_start(
     """The position of the waiting job that is to start next, and its slot; None when none can start now.
 
     `waiting` is a heap; `is_given` says that a job in it has a slot already. Behind `last` none is to start.
-    A job whose models the slot holds overtakes the first one, up to `affinity` times.
+    A job whose models the slot holds overtakes the first one, up to `affinity` times, or as often as there are slots:
+    so many jobs start while each slot ends one, and among these is the slot that holds the first job's models.
     """
     free = {slot.index for slot in slots if slot.state is SlotState.IDLE}
     if not free or not waiting:
         return None
     if not is_given(waiting[0]) and (slot := slot_for(view(waiting[0]), slots, under_way)) is not None:
-        if view(waiting[0]).passed < affinity and not holds(slot, view(waiting[0])):
+        if view(waiting[0]).passed < most_overtakings(affinity, len(slots)) and not holds(slot, view(waiting[0])):
             return _that_fits(waiting, view, slots, under_way, is_given, last, slot) or (0, slot)
         return 0, slot
     best: tuple[int, AnySlot] | None = None
@@ -145,6 +147,11 @@ def first_start(
     return best
 
 
+def most_overtakings(affinity: int, num_slots: int) -> int:
+    """How often a job may be overtaken, where a user has set it to `affinity`."""
+    return max(affinity, num_slots) if affinity else 0
+
+
 def _that_fits(
     waiting: Sequence[Any],
     view: Callable[[Any], JobView],
@@ -160,7 +167,8 @@ def _that_fits(
     """
     standing = view(waiting[0]).standing
     best: int | None = None
-    for position in range(min(_WINDOW, len(waiting))):
+    window = max(_WINDOW, min(_WINDOW_FOR_A_SLOT * len(slots), _WIDEST))
+    for position in range(min(window, len(waiting))):
         item = waiting[position]
         job = view(item)
         if not job.models or job.most_at_once == 1 or not holds(slot, job) or job.standing != standing:

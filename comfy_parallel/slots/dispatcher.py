@@ -242,6 +242,7 @@ class Dispatcher:
                     is_alone=view.is_alone,
                     turns=view.turns,
                     party=view.party,
+                    has_to_load=not view.models <= desk.slot.models,
                 ),
                 time.monotonic() - queued_at if queued_at else 0.0,
             )
@@ -302,8 +303,8 @@ class Dispatcher:
         desk, item = self._owners[item_id], self.running.get(item_id)
         self._drop(item_id)
         if (run := desk.slot.run) is not None:
-            if run.share is None and (status or {}).get("status_str") == "success":
-                self._measuring.note(self.desks, desk.index, item, time.monotonic() - run.started_at)
+            if (status or {}).get("status_str") == "success":
+                self._measuring.note(self.desks, desk.index, item, run)
             if run.party is not None:
                 self._fair_share.ended(run.party, time.monotonic() - run.started_at)
             desk.slot.end_run(status)

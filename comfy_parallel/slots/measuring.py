@@ -13,6 +13,7 @@ from comfy_parallel.core.states import SlotState
 from comfy_parallel.core.unequal import first_expected
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.items import view_of
+from comfy_parallel.slots.slot import Run
 
 _LATE = 0.5  # A job that takes so much longer than expected is not waited for.
 _LOOK_S = 1.0
@@ -33,10 +34,13 @@ class Measuring:
             self._num_slots, self._paces = num_slots, Paces(num_slots)
         return self._paces
 
-    def note(self, desks: Sequence[Desk], slot: int, item: Any, ran_s: float) -> None:
-        """A job has succeeded on a slot after so many seconds."""
-        if len(desks) > 1 and (kind := _kind(item)) is not None:
-            self.of(len(desks)).note(slot, kind, ran_s)
+    def note(self, desks: Sequence[Desk], slot: int, item: Any, run: Run) -> None:
+        """A job has succeeded on a slot.
+
+        One that had to load its models says nothing of the slot's speed: loads would make equal slots look unequal.
+        """
+        if len(desks) > 1 and run.share is None and not run.has_to_load and (kind := _kind(item)) is not None:
+            self.of(len(desks)).note(slot, kind, time.monotonic() - run.started_at)
 
     def matters(self, desks: Sequence[Desk]) -> bool:
         """Whether slots differ so much that it matters where a job runs."""

@@ -46,6 +46,7 @@ class Run:
     at_end: list[Callable[[], object]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
     alive_at: float = field(default_factory=time.monotonic)  # its last sign of life
+    has_to_load: bool = False  # Its slot used other models last.
     stalls: int = 0  # how often it has been silent for too long
     stalled: BaseException | None = None  # how it is to end because of that
     trouble: str | None = None  # what is known of why it is silent

@@ -229,8 +229,18 @@ def test_a_job_overtakes_one_whose_models_the_slot_does_not_hold() -> None:
     busy = holding(A, B, states=(S.RUNNING, S.IDLE))
     assert start(jobs, busy, ("other",), affinity=1) == (3, 1)
     assert start(jobs, busy, ("other",)) == (1, 1)
-    jobs[0].passed = 1
-    assert start(jobs, busy, ("other",), affinity=1) == (1, 1), "no more often than allowed"
+    jobs[0].passed = 2
+    assert start(jobs, busy, ("other",), affinity=3) == (3, 1)
+    assert start(jobs, busy, ("other",), affinity=1) == (1, 1), "no more often than allowed, or than there are slots"
+
+
+def test_with_many_slots_more_jobs_overtake_and_further_ones() -> None:
+    far = [*(Job(number, models=A) for number in range(900)), Job(900, models=B)]
+    busy = [OneSlot(index, S.RUNNING, models=A) for index in range(63)] + [OneSlot(63, models=B)]
+    far[0].passed = 63
+    assert start(far, busy, ("other",), affinity=16) == (900, 63)
+    far[0].passed = 64
+    assert start(far, busy, ("other",), affinity=16) == (0, 63)
 
 
 @pytest.mark.parametrize(
