@@ -12,8 +12,9 @@ from collections.abc import Hashable, Sequence
 
 _NEW = 0.3  # the weight of a new measurement
 _MOST_KINDS = 1000
-_ENOUGH = 3  # measurements of a slot before its factor is relied upon
+_ENOUGH = 6  # measurements of a slot before its factor is relied upon
 _UNEQUAL = 1.25  # Slots whose factors differ by less are taken as equal.
+_SURE = 8.0  # standard errors by which factors differ beyond that; of many slots the two farthest are compared
 _SHORTEST_S = 0.1  # A shorter run has found its results in the cache.
 
 
@@ -23,6 +24,7 @@ class Paces:
     def __init__(self, num_slots: int) -> None:
         self._factors = [0.0] * num_slots  # logarithms
         self._counts = [0] * num_slots
+        self._noise = 0.0  # the mean square of what the newest measurements were beside the expected
         self._seconds: OrderedDict[Hashable, float] = OrderedDict()  # by kind, logarithms, of a slot of factor 1
 
     def note(self, slot: int, kind: Hashable, seconds: float) -> None:
@@ -39,6 +41,7 @@ class Paces:
         rest = measured - known - self._factors[slot]
         self._seconds[kind] = known + _NEW * rest / 2
         self._counts[slot] += 1
+        self._noise += max(_NEW / 2, 1 / sum(self._counts)) * (rest * rest - self._noise)
         self._factors[slot] += _NEW * rest / 2
         mean = sum(self._factors) / len(self._factors)
         self._factors = [factor - mean for factor in self._factors]
@@ -47,7 +50,7 @@ class Paces:
     def are_unequal(self) -> bool:
         """Whether some slots are known to be so much faster than others that it matters where a job runs."""
         known = self._known()
-        return len(known) > 1 and max(known) - min(known) > math.log(_UNEQUAL)
+        return len(known) > 1 and max(known) - min(known) > math.log(_UNEQUAL) + _SURE * self._error
 
     def factors(self) -> Sequence[float]:
         """One for each slot; 1.0 for those that are not known well."""
@@ -57,6 +60,11 @@ class Paces:
         """What a job of this kind takes on a slot of factor 1; None when none has ended."""
         known = self._seconds.get(kind)
         return None if known is None else math.exp(known)
+
+    @property
+    def _error(self) -> float:
+        """The standard error of a slot's factor, which follows its measurements with the weight `_NEW / 2`."""
+        return math.sqrt(self._noise * _NEW / 2 / (2 - _NEW / 2))
 
     def _known(self) -> list[float]:
         return [factor for factor, count in zip(self._factors, self._counts, strict=True) if count >= _ENOUGH]

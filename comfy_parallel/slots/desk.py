@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from comfy_parallel.core.states import SlotState
 from comfy_parallel.slots.items import view_of
-from comfy_parallel.slots.slot import Slot
+from comfy_parallel.slots.slot import Run, Slot
 
 
 class Asker(NamedTuple):
@@ -33,10 +33,25 @@ class Desk:
         self.given: Any = None  # the job in `inbox` that also still is among those that wait
         self.is_asked = False  # The worker is in the queue's `get`, or in what a node pack has put in its place.
         self.taken: list[int] = []  # the numbers of the jobs that it has taken in this `get`
+        self.runs: Any = None  # what it runs of these; the host takes that out of its own table before it has ended
         self.is_poked = False  # Its worker is to ask again.
         self.has_declined = False  # It was given a job, and went to sleep again without taking it.
         self.woken = threading.Condition(mutex)
         self.flags: dict[str, Any] = {}
+
+    def run_of(self, item: Any) -> Run:
+        """A run of this job on this slot."""
+        view = view_of(item)
+        return Run(
+            view.prompt_id,
+            view.client_id,
+            view.peer,
+            view.share,
+            is_alone=view.is_alone,
+            turns=view.turns,
+            party=view.party,
+            has_to_load=not view.models <= self.models,
+        )
 
     @property
     def index(self) -> int:

@@ -20,7 +20,7 @@ from comfy_parallel.slots.items import QueueItem, as_queued, client_order_of, is
 from comfy_parallel.slots.ledger import Ledger
 from comfy_parallel.slots.measuring import Measuring
 from comfy_parallel.slots.queue_mutex import QueueMutex
-from comfy_parallel.slots.slot import Run, Slot
+from comfy_parallel.slots.slot import Slot
 
 
 class Kinds(Protocol):
@@ -232,21 +232,10 @@ class Dispatcher:
             item[3]["gpu_id"] = desk.index
         if desk.slot.run is None:
             desk.slot.change(SlotEvent.TAKE)
-            view = view_of(item)
-            desk.slot.begin_run(
-                Run(
-                    view.prompt_id,
-                    view.client_id,
-                    view.peer,
-                    view.share,
-                    is_alone=view.is_alone,
-                    turns=view.turns,
-                    party=view.party,
-                    has_to_load=not view.models <= desk.slot.models,
-                ),
-                time.monotonic() - queued_at if queued_at else 0.0,
-            )
+            desk.slot.begin_run(desk.run_of(item), time.monotonic() - queued_at if queued_at else 0.0)
+            desk.runs = item
             self.ledger.start(item_id, item)
+            view = view_of(item)
             desk.slot.models = view.models or desk.slot.models
             if view.place is not None:
                 self._fair_share.started(view.place)
@@ -300,7 +289,8 @@ class Dispatcher:
 
     def end(self, item_id: int, status: dict[str, Any] | None) -> None:
         """The job with this number has ended with this status; its slot is about to come back."""
-        desk, item = self._owners[item_id], self.running.get(item_id)
+        desk = self._owners[item_id]
+        item = desk.runs
         self._drop(item_id)
         if (run := desk.slot.run) is not None:
             if (status or {}).get("status_str") == "success":
@@ -313,7 +303,8 @@ class Dispatcher:
 
     def _drop(self, item_id: int) -> None:
         self.shares.discard(getattr(self.running.pop(item_id, None), "prompt_id", None))
-        self._owners.pop(item_id, None)
+        if (desk := self._owners.pop(item_id, None)) is not None:
+            desk.runs = None
 
     # Closing and opening.
 

@@ -32,8 +32,12 @@ def test_slots_of_different_speed_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equal_slots_stay_equal_also_with_noise(seed: int) -> None:
-    assert not learnt([1.0] * 4, noise=0.15, seed=seed).are_unequal
+@pytest.mark.parametrize(("slots", "noise"), [(4, 0.15), (2, 0.8), (16, 0.4)])
+def test_equal_slots_stay_equal_also_with_noise(slots: int, noise: float, seed: int) -> None:
+    paces, dice = Paces(slots), random.Random(seed)
+    for _ in range(200 * slots):
+        paces.note(dice.randrange(slots), "kind", 10 * dice.lognormvariate(0, noise))
+        assert not paces.are_unequal
 
 
 def test_nothing_is_said_before_enough_is_known() -> None:
