@@ -1,20 +1,22 @@
 """Simulate the scheduler: makespan, waits, shares and model loads, against simpler ways to choose, and its cost.
 
-    python benchmarks/schedule_simulation.py [--jobs 2000] [--seed 1] [--traces a.jsonl,b.jsonl]
-    python benchmarks/schedule_simulation.py --record URL > trace.jsonl
+    python benchmarks/schedule_simulation.py [--slots 2,8,64,1024] [--jobs-per-slot 250] [--traces a.csv,b.csv]
+    python benchmarks/schedule_simulation.py --record URL > trace.csv
 
 No ComfyUI and no GPU: the package's own `core` decides, time is a number. A job costs its run time and, on a slot that
-does not hold its models, a load. Rows: synthetic traces (a burst, a day with clients of unequal zeal, alternating
-models, slots of unequal speed), and recorded ones. A recorded trace is a file of JSON lines, one for each job: `came`
-and `seconds`, `client`, `models`. `--record` makes one of the history of a running server.
+does not hold its models, a load. Rows: synthetic traces, and recorded ones. Of the synthetic ones, a burst, models in
+turns and a zealous client have jobs of which nobody knows how long they run; workflows, a day and slots of unequal
+speed have jobs of some kinds, each of which takes about as long each time, so that the scheduler learns it.
 
-Two bounds that no schedule is below: the larger of the work shared by all slots, the longest job and the last arrival;
-and the same with the loads that cannot be avoided, one of each model.
+A recorded trace is a table of jobs: when each `came`, the `seconds` that it ran, its `client`, `models` and `kind`.
+`--record` makes one of a running server's history, in which models are letters and all else is numbers. "Bound" is what
+no schedule is below, even one that knew all jobs beforehand: `schedule_bound.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import heapq
 import json
 import random
@@ -28,8 +30,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.schedule_bound import Work, lower_bound
 from comfy_parallel.config import Policy
 from comfy_parallel.core.fairness import FairShare
+from comfy_parallel.core.job_kind import kind_of
 from comfy_parallel.core.pace import Paces
 from comfy_parallel.core.schedule import UnderWay, first_start
 from comfy_parallel.core.states import SlotState
@@ -85,26 +89,29 @@ class OneSlot:
     queue: list[Job] = field(default_factory=list)
 
 
+UNKNOWN, KNOWN = ("burst", "alternating", "zealot"), ("workflows", "day", "unequal")
+
+
 def trace(kind: str, count: int, slots: int, rng: random.Random) -> list[Job]:
     """Synthetic jobs: run times as of real workflows, between 2 s and 2 min, mostly short."""
     models = [frozenset({f"model-{n}.safetensors"}) for n in range(max(2, slots))]
+    lengths = [2 * 1.4**n for n in range(10)] if kind == "unequal" else [_length(rng) for _ in range(20)]
     jobs = []
     came = 0.0
     for number in range(count):
-        seconds = min(120.0, 2 + rng.expovariate(1 / 8))
-        kind_of_job = None
-        if kind == "unequal":  # Its jobs are of ten kinds, and each takes about as long as the others of its kind.
-            kind_of_job = rng.randrange(10)
-            seconds = 2 * 1.4**kind_of_job * rng.lognormvariate(0, 0.05)
-            came += rng.expovariate(slots / 60)
-        if kind == "day":
-            came += rng.expovariate(slots / 12)
-        client = f"client-{min(rng.randrange(20), rng.randrange(20))}" if kind != "zealot" else ""
+        workload = rng.randrange(len(lengths)) if kind in KNOWN else None
+        seconds = _length(rng) if workload is None else lengths[workload] * rng.lognormvariate(0, 0.05)
+        came += rng.expovariate(slots / {"unequal": 60, "day": 12}[kind]) if kind in ("unequal", "day") else 0.0
+        client = f"client-{min(rng.randrange(20), rng.randrange(20))}"
         if kind == "zealot":  # One client sends nine jobs of ten.
             client = "zealot" if rng.random() < 0.9 else f"client-{rng.randrange(5)}"
         model = models[number % len(models)] if kind == "alternating" else models[rng.randrange(len(models))]
-        jobs.append(Job(number, came, seconds, client, model, prompt_id=number, workload=kind_of_job))
+        jobs.append(Job(number, came, seconds, client, model, prompt_id=number, workload=workload))
     return jobs
+
+
+def _length(rng: random.Random) -> float:
+    return min(120.0, 2 + rng.expovariate(1 / 8))
 
 
 class Ours:
@@ -195,7 +202,7 @@ class Bound:
         pass
 
 
-def simulate(jobs: list[Job], slots: list[OneSlot], way: Any) -> dict[str, float]:
+def simulate(jobs: list[Job], slots: list[OneSlot], way: Any, load_s: float = LOAD_S) -> dict[str, float]:
     """Run all jobs; what came of it."""
     events: list[tuple[float, int, Any]] = [(job.came, job.number, job) for job in jobs]
     heapq.heapify(events)
@@ -212,22 +219,18 @@ def simulate(jobs: list[Job], slots: list[OneSlot], way: Any) -> dict[str, float
         while (found := way.next_start()) is not None:
             job, slot = found
             job.has_loaded = not job.models <= slot.models
-            load = LOAD_S if job.has_loaded else 0.0
+            load = load_s if job.has_loaded else 0.0
             slot.loads += bool(load)
             slot.models, slot.last_client_id, slot.job, slot.state = job.models, job.client_id, job, SlotState.RUNNING
             job.started = now
             sequence += 1
             heapq.heappush(events, (now + load + job.seconds * slot.slowness, sequence, slot))
     assert all(job.ended for job in jobs), "every job has run"
-    work = sum(job.seconds for job in jobs)
-    power, fastest = sum(1 / slot.slowness for slot in slots), min(slot.slowness for slot in slots)
-    last = max(max(job.seconds for job in jobs) * fastest, max(job.came for job in jobs))
-    bound = max(work / power, last)
-    with_loads = max((work + len({job.models for job in jobs}) * LOAD_S) / power, last)
+    ended = max(job.ended for job in jobs)
+    work = [Work(job.came, job.seconds, job.models) for job in jobs]
     waits = [job.started - job.came for job in jobs]
     return {
-        "makespan / bound": max(job.ended for job in jobs) / bound,
-        "/ bound with loads": max(job.ended for job in jobs) / with_loads,
+        "makespan / bound": ended / lower_bound(work, [slot.slowness for slot in slots], load_s),
         "worst wait s": max(waits),
         "mean wait s": statistics.fmean(waits),
         "loads / job": sum(slot.loads for slot in slots) / len(jobs),
@@ -243,11 +246,12 @@ def _mean_wait(jobs: list[Job], client: str) -> float:
 
 def cost_of_decisions(waiting: int) -> dict[str, float]:
     """Milliseconds for one decision while so many jobs wait."""
-    slots = [OneSlot(index) for index in range(8)]
-    for slot in slots[1:]:
-        slot.state = SlotState.RUNNING
     found = {}
-    for name, target in (("the first can start", None), ("all are bound to a busy slot", 1)):
+    cases = (("the first can start", 8, None), ("all are bound to a busy slot", 8, 1), ("of 1,024 slots", 1024, None))
+    for name, count, target in cases:
+        slots = [OneSlot(index) for index in range(count)]
+        for slot in slots[1:]:
+            slot.state = SlotState.RUNNING
         jobs = [Job(n, 0, 1, "client", frozenset({f"{n % 7}.safetensors"}), n, n, target) for n in range(waiting)]
         times = []
         for _ in range(50):
@@ -258,22 +262,23 @@ def cost_of_decisions(waiting: int) -> dict[str, float]:
     return found
 
 
-def jobs_of(source: str, options: argparse.Namespace, count: int) -> list[Job]:
+def jobs_of(source: str, options: argparse.Namespace, slots: int) -> list[Job]:
     """A synthetic trace by its name, or a recorded one by its file."""
-    if not source.endswith(".jsonl"):
-        return trace(source, max(options.jobs, 4 * count), count, random.Random(options.seed))
-    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    if not source.endswith(".csv"):
+        return trace(source, max(options.jobs, options.jobs_per_slot * slots), slots, random.Random(options.seed))
+    with Path(source).open() as table:
+        rows = sorted(csv.DictReader(table), key=lambda row: float(row["came"]))
     return [
         Job(
             number,
-            row["came"],
-            row["seconds"],
+            float(row["came"]),
+            float(row["seconds"]),
             row["client"],
-            frozenset(row["models"]),
+            frozenset(row["models"].split("+")) - {""},
             prompt_id=number,
-            workload=(tuple(row["models"]), round(row["seconds"])),
+            workload=(row["models"], row["kind"]),
         )
-        for number, row in enumerate(sorted(rows, key=lambda row: float(row["came"])))
+        for number, row in enumerate(rows)
     ]
 
 
@@ -281,51 +286,79 @@ def record(url: str) -> None:
     """Print what a server's history tells of its jobs: when each came and how long it ran, without texts and names."""
     with urllib.request.urlopen(f"{url}/history", timeout=60) as reply:
         entries = json.load(reply)
-    clients: dict[Any, str] = {}
+    clients, kinds, models = Numbers(), Numbers(), Numbers()
     rows = []
     for entry in entries.values():
         told = dict(entry["status"]["messages"])
         if "execution_start" not in told or "execution_success" not in told:
             continue
         began, ended = (told[name]["timestamp"] / 1e3 for name in ("execution_start", "execution_success"))
-        extra = entry["prompt"][3]
+        workflow, extra = entry["prompt"][2:4]
+        names = "+".join(models.letter(name) for name in sorted(model_names(workflow)))
+        kind = kinds.number(kind_of(workflow, model_names(workflow)))
         came = extra.get("create_time", began * 1e3) / 1e3
-        client = clients.setdefault(extra.get("client_id"), f"client-{len(clients)}")
-        rows.append((came, ended - began, client, sorted(model_names(entry["prompt"][2]))))
+        rows.append((came, ended - began, clients.number(extra.get("client_id")), names, kind))
     first = min((row[0] for row in rows), default=0.0)
-    for came, seconds, client, models in sorted(rows):
-        print(json.dumps({"came": came - first, "seconds": round(seconds, 3), "client": client, "models": models}))
+    print("came,seconds,client,models,kind")
+    for came, seconds, client, names, kind in sorted(rows):
+        print(f"{came - first:.2f},{seconds:.3f},{client},{names},{kind}")
+
+
+class Numbers:
+    """Names of things that are not to be told, in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, int] = {}
+
+    def number(self, thing: Any) -> int:
+        return self._known.setdefault(thing, len(self._known))
+
+    def letter(self, thing: Any) -> str:
+        """A to Z, then A1 and so on."""
+        rest, place = divmod(self.number(thing), 26)
+        return chr(ord("A") + place) + (str(rest) if rest else "")
+
+
+WAYS = ("ours", "ours, no affinity", "round robin", "least loaded")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--slots", default="2,4,8,64,1024")
+    parser.add_argument("--jobs", type=int, default=500, help="at least so many in a synthetic trace")
+    parser.add_argument("--jobs-per-slot", type=int, default=250)
+    parser.add_argument("--slots", default="2,8,64,1024")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kinds", default="burst,day,zealot,alternating,unequal")
-    parser.add_argument("--traces", default="", help="files of JSON lines")
+    parser.add_argument("--kinds", default=",".join(UNKNOWN + KNOWN))
+    parser.add_argument("--traces", default="", help="recorded ones: files")
+    parser.add_argument("--load-s", type=float, default=LOAD_S, help="what it takes to load a job's models")
+    parser.add_argument("--ways", default=";".join(WAYS), help=f"some of: {'; '.join(WAYS)}")
     parser.add_argument("--record", metavar="URL", help="print a trace of a server's history")
     options = parser.parse_args()
     if options.record:
         record(options.record)
         return
-    sources = [kind for kind in options.kinds.split(",") if kind] + [file for file in options.traces.split(",") if file]
+    sources = [source for source in (*options.kinds.split(","), *options.traces.split(",")) if source]
     for source in sources:
         for count in map(int, options.slots.split(",")):
-            for name in ("ours", "ours, no affinity", "round robin", "least loaded"):
-                slots = [OneSlot(index) for index in range(count)]
-                if source == "unequal":
-                    for slot in slots:
-                        slot.slowness = (1.0, 1.0, 2.0, 4.0)[slot.index * 4 // count]
-                jobs = jobs_of(source, options, count)
-                if name.startswith("ours"):
-                    way: Any = Ours(slots, 0 if "no" in name else Policy().affinity)
-                else:
-                    way = Bound(slots, name)
-                row = simulate(jobs, slots, way)
-                print(f"{source:12s} {count:5d} slots  {name:18s}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ")
+            for name in options.ways.split(";"):
+                show(source, count, name.strip(), options)
     for waiting in (1_000, 10_000):
         print(f"{waiting} jobs wait:", *(f"{k}: {v:.3f} ms" for k, v in cost_of_decisions(waiting).items()), sep="  ")
+
+
+def show(source: str, count: int, name: str, options: argparse.Namespace) -> None:
+    """Simulate one trace in one way, and print what came of it."""
+    slots = [OneSlot(index) for index in range(count)]
+    if source == "unequal":
+        for slot in slots:
+            slot.slowness = (1.0, 1.0, 2.0, 4.0)[slot.index * 4 // count]
+    jobs = jobs_of(source, options, count)
+    way: Any = Bound(slots, name)
+    if name.startswith("ours"):
+        way = Ours(slots, 0 if "no" in name else Policy().affinity)
+    row = simulate(jobs, slots, way, options.load_s)
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+    print(f"{Path(source).stem:12s} {count:5d} slots {len(jobs):7d} jobs  {name:18s}  {shown}", flush=True)
 
 
 if __name__ == "__main__":
