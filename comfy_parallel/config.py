@@ -119,6 +119,7 @@ class Config:
     remote: str = field(default="", repr=False)  # may hold passwords; core/remotes.py reads it
     remote_token: str = field(default="", repr=False)
     remote_keys: bool = False
+    ray: str = ""  # core/ray_address.py reads it
 
     @property
     def shares_gpus(self) -> bool:
@@ -180,6 +181,7 @@ class Config:
             remote=env.get("COMFY_PARALLEL_REMOTE", "").strip(),
             remote_token=env.get("COMFY_PARALLEL_REMOTE_TOKEN", "").strip(),
             remote_keys=_flag(env, "COMFY_PARALLEL_REMOTE_KEYS"),
+            ray=env.get("COMFY_PARALLEL_RAY", "").strip(),
         )
 
 
@@ -189,6 +191,7 @@ _NOT_FOR_USERS = {
     "COMFY_PARALLEL_GROUP",
     "COMFY_PARALLEL_REQUIRE_GPU",
     "COMFY_PARALLEL_REQUIRE_HOST",
+    "COMFY_PARALLEL_SECRET",
 }
 _SIMILAR = 0.82  # of difflib's ratio: COMFY_NUM_GPU and COMFY_MULTI_GPU are, COMFYUI_PATH is not.
 

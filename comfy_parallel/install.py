@@ -203,7 +203,9 @@ def _complete_server(server: Any) -> None:
     for sentence in access.of_host():
         logger.warning("comfy_parallel: WARNING: %s", sentence)
     server.prompt_queues = front.slot_queues
-    _take_away = middleware.setup(server, front, models_of, allows_origins=facts.allows_origins())
+    _take_away = middleware.setup(
+        server, front, models_of, allows_origins=facts.allows_origins(), secret=worker_side.secret()
+    )
     preload.submit_at_start(server, front, _config.preload)
 
 

@@ -24,6 +24,7 @@ SECONDS = {
     "host/test_workers.py": 45,
     "host/test_closing.py": 45,
     "browser/test_frontend.py": 45,
+    "host/test_ray.py": 40,
     "host/test_overwriting.py": 35,
     "host/test_http_contract.py": 35,
     "host/test_preload.py": 35,

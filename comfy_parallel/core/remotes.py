@@ -21,7 +21,7 @@ class Remote:
 
     Attributes:
         name: what people see of it: `remote0`.
-        url: its address, without a password and without a slash at its end.
+        url: its address, without a password and without a slash at its end; empty while it has none.
         authorization: the header that it wants, if any; never shown.
         slots: how many of our slots it serves; None for one per GPU that it tells of.
     """

@@ -32,6 +32,7 @@ OF_FRONT = frozenset(
         "COMFY_NUM_GPUS",  # and has one slot.
         "COMFY_PARALLEL_DEVICES",
         "COMFY_PARALLEL_GPU_CONFIG",
+        "COMFY_PARALLEL_RAY",
         "COMFY_PARALLEL_REMOTE",
         "COMFY_PARALLEL_REMOTE_KEYS",
         "COMFY_PARALLEL_REMOTE_TOKEN",

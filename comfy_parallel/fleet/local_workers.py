@@ -233,7 +233,7 @@ def use(config: Config, env: Mapping[str, str]) -> None:
     file = named_file(config.gpu_config, facts.gpu_config_file())
     if file is not None:
         is_cpu = facts.device_type() == "cpu"
-        _workers = LocalWorkers(file, _install(env), _own_arguments(), is_cpu=is_cpu, join=sharing.join_others)
+        _workers = LocalWorkers(file, _install(env), own_arguments(), is_cpu=is_cpu, join=sharing.join_others)
 
 
 def launch_at_start() -> None:
@@ -253,6 +253,7 @@ def _install(env: Mapping[str, str]) -> Install:
     )
 
 
-def _own_arguments() -> list[str]:
+def own_arguments() -> list[str]:
+    """What ComfyUI was called with; nothing where it is not the program that runs."""
     script = os.path.abspath(sys.argv[0])
     return list(sys.argv[1:]) if os.path.basename(script) == "main.py" else []

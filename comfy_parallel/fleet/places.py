@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comfy_parallel.config import Config
-from comfy_parallel.core import remotes
-from comfy_parallel.fleet import processes
+from comfy_parallel.core import ray_address, remotes
+from comfy_parallel.core.remotes import Remote
+from comfy_parallel.fleet import local_workers, processes
 from comfy_parallel.fleet.gpu_config_file import named_file
 from comfy_parallel.host import facts
 from comfy_parallel.slots import device, pool
 from comfy_parallel.slots.slot import slots
 
 if TYPE_CHECKING:  # A server without remote slots does without their modules.
+    from comfy_parallel.fleet.ray.cluster import Cluster
     from comfy_parallel.fleet.remote.hosts import Hosts
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,8 @@ def make(
     Raises:
         ConfigError, DeviceError: when what was asked for is not there.
     """
-    hosts = None if is_worker else _hosts(config)
+    cluster = None if is_worker else _cluster(config, env, host_device)
+    hosts = None if is_worker else _hosts(config, () if cluster is None else cluster.remotes)
     places = [] if hosts is None else [place for _, _, place in hosts.places]
     devices = device.choose_devices(config, host_device, len(places))
     kinds = config.slot_kinds(len(devices))
@@ -51,16 +55,38 @@ def make(
         processes.start()
         if hosts is not None:
             hosts.start()
+        if hosts is not None and cluster is not None:
+            cluster.follow(hosts.of_later)
 
     return start
 
 
-def _hosts(config: Config) -> Hosts | None:
+def _cluster(config: Config, env: Mapping[str, str], host_device: str) -> Cluster | None:
+    where = ray_address.parse(config.ray)
+    if where is None:
+        return None
+    from comfy_parallel.fleet.ray.cluster import Cluster
+
+    has_database = facts.has_argument("database_url")
+    cluster = Cluster(
+        where,
+        str(facts.directory()),
+        local_workers.own_arguments(),
+        env,
+        has_database=has_database,
+        skips_own_node=host_device != "cpu",
+    )
+    atexit.register(cluster.stop)
+    return cluster
+
+
+def _hosts(config: Config, of_ray: Sequence[Remote]) -> Hosts | None:
     named = remotes.parse(config.remote, config.remote_token)
     file = named_file(config.gpu_config, facts.gpu_config_file())
     workers = () if file is None else remotes.of_workers(file.read(), config.remote_token)
     addresses = {remote.url for remote in named}
     named += tuple(remote for remote in workers if remote.url not in addresses)
+    named += tuple(of_ray)
     if not named:
         return None
     from comfy_parallel.fleet.remote.hosts import Hosts

@@ -28,6 +28,9 @@ WORKER = "COMFY_PARALLEL_WORKER"
 # The folder in which several complete ComfyUIs tell each other what file numbers their jobs hold.
 NUMBERS = "COMFY_PARALLEL_NUMBERS"
 
+# What whoever asks this ComfyUI for something has to know.
+SECRET = "COMFY_PARALLEL_SECRET"
+
 BEAT_S = 1.0
 LEAVES = 75  # the status of a process whose device is lost to it
 _LOST = {"status_str": "error", "completed": False, "messages": []}
@@ -38,8 +41,9 @@ Report = Callable[[], dict[str, Any]]
 def take(env: MutableMapping[str, str]) -> WorkerSide | None:
     """This process's end of the link to the front; None when it is no slot's process. Afterwards `env` does not tell of
     it, nor of what else a supervising process has given to this one."""
-    global _side
+    global _side, _secret
     lifeline.hold(env)
+    _secret = env.pop(SECRET, None) or _secret
     shared = env.pop(NUMBERS, None)
     if shared is not None:
         _share_numbers(Path(shared))
@@ -64,7 +68,13 @@ def is_worker() -> bool:
     return _side is not None
 
 
+def secret() -> str | None:
+    """What a request must bring along; None where anybody may ask."""
+    return _secret
+
+
 _side: WorkerSide | None = None
+_secret: str | None = None
 
 
 class WorkerSide:

@@ -13,7 +13,20 @@ from comfy_parallel.config import CLIENT_ORDERS
 from comfy_parallel.core.scope import HEADER, Scope, current_scope, is_of_request, scoped
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest
-from comfy_parallel.http import bodies, checks, jobs, keys, log, participants, peers, replies, routes, status, webhooks
+from comfy_parallel.http import (
+    bodies,
+    checks,
+    guard,
+    jobs,
+    keys,
+    log,
+    participants,
+    peers,
+    replies,
+    routes,
+    status,
+    webhooks,
+)
 from comfy_parallel.http.targets import header_target, settle_target
 from comfy_parallel.slots.slot import Run, slots
 
@@ -32,10 +45,13 @@ class Rule:
     reply: Callable[[Scope], dict[str, Any]] | None = None
 
 
-def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool) -> Callable[[], None]:
+def setup(
+    server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins: bool, secret: str | None = None
+) -> Callable[[], None]:
     """Add the middlewares and the routes to the host's server, before it builds its routing table.
 
-    `allows_origins`: the host was started with --enable-cors-header. Returns what takes all of it away again.
+    `allows_origins`: the host was started with --enable-cors-header. `secret`: what every request must bring along.
+    Returns what takes all of it away again.
     """
     middlewares = server.app.middlewares
     before, routes_before = list(middlewares), list(server.routes)
@@ -43,6 +59,8 @@ def setup(server: Any, front: Any, models_of: status.ModelsOf, *, allows_origins
     middlewares.extend([bodies.refuse_unreadable, _scope_middleware(server, front)])
     if allows_origins:
         middlewares.insert(0, _cors_middleware)
+    if secret is not None:
+        middlewares.insert(0, guard.only_with(secret))
     routes.add_routes(server, front, models_of, functools.partial(_submit_to_host, server, front))
     added = [middleware for middleware in middlewares if middleware not in before]
     routes_added = [route for route in server.routes if route not in routes_before]

@@ -25,6 +25,7 @@ ADDRESS = "http://127.0.0.1:8188"
 ELSEWHERE = {
     r"COMFY_MULTI_GPU_SCHED=1 python main\.py": "tests/host/server.py",
     r"COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_REMOTE=.* python main\.py": "tests/unit/fleet/remote/test_slot.py",
+    r"COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_RAY=.* python main\.py": "tests/host/test_ray.py",
     r"bash tests/quick_start\.sh": "tests/quick_start.py",
     r"bash tests/run\.sh( --fast)?": "tests/run.sh",
     r"comfy-parallel (link|unlink) PATH_TO_COMFYUI": "tests/deploy/test_link.py",
@@ -42,6 +43,8 @@ ELSEWHERE = {
     r"git apply --reverse .*": "tests/deploy/test_fork_diff.py",
 }
 NOT_HERE = {
+    r"(COMFYUI_PATH=\S+ )?ray start .*": "Ray's own; tests/host/test_ray.py starts a cluster by its module for tests",
+    r"pip install 'comfy-parallel\[ray\]'": "tests/setup.sh installs it",
     r"git clone URL_OF_THIS_REPOSITORY .*": "the address differs",
     r"systemctl reload nginx": "no service manager",
     r"journalctl -u .*": "no service manager",

@@ -68,7 +68,15 @@ PURE = (
     "isolation.interrupts",
 )
 PRINTS = {"ops/cli.py"}
-EDGES = {"ops/cli.py", "slots/device.py", "install.py", "isolation/glance.py", "isolation/process_state.py"}
+EDGES = {
+    "ops/cli.py",
+    "slots/device.py",
+    "install.py",
+    "isolation/glance.py",
+    "isolation/process_state.py",
+    "fleet/ray/driver.py",  # These two are programs of their own.
+    "fleet/ray/worker.py",
+}
 
 
 def place_of(name: str) -> str:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from comfy_parallel.core.ability import Ability
 from comfy_parallel.core.remotes import Remote
@@ -26,6 +26,16 @@ CONNECTING, READY, UNREACHABLE = "connecting", "ready", "unreachable"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
 _LOOK_S = 10.0  # how often its memory is asked for
 _READ_AGAIN_S = 60.0  # how often what it has is read again while jobs cannot run there
+
+
+class Values(Protocol):
+    """Another way for values than the routes of a ComfyUI. A future may end with a `RemoteError`."""
+
+    def fetch(self, path: str) -> Future[Any]:
+        """The bytes there."""
+
+    def bring(self, path: str, value: bytes) -> Future[Any]:
+        """Put these bytes there."""
 
 
 class RemoteHost:
@@ -50,7 +60,9 @@ class RemoteHost:
         self.returns = 0  # how often it could be reached again
         self.is_lacking = False  # A job could not run there since what it has was read.
         self.ready = threading.Event()
+        self.values: Values | None = None  # how tensors come from there and go there, if not by its own routes
         self._is_connected = False
+        self._has_address = asyncio.Event()
         self._watching: Future[None] | None = None
         self._abandoned: set[str] = set()  # ids there of jobs that nobody waits for any more
         self._loop = asyncio.new_event_loop()
@@ -70,6 +82,27 @@ class RemoteHost:
         """Keep looking whether it can be reached; returns at once."""
         with entered(None):
             self._watching = self.run(self._watch())
+
+    def move(self, remote: Remote) -> None:
+        """It was started, and has this address from now on. Any thread may call this."""
+        with entered(None):
+            self.run(self._move(remote))
+
+    def lose(self, reason: str) -> None:
+        """It has ended, and will have another address. Any thread may call this."""
+        with entered(None):
+            self.run(self._lose(reason))
+
+    async def _move(self, remote: Remote) -> None:
+        self.remote, self.fetched = remote, Fetched()
+        self.inputs.forget()
+        await self.wire.move(remote)
+        self._has_address.set()
+
+    async def _lose(self, reason: str) -> None:
+        self._has_address.clear()
+        self._note_gone(reason)
+        await self.wire.close()
 
     def stop(self) -> None:
         """Look no more, and close the connections."""
@@ -136,8 +169,13 @@ class RemoteHost:
 
     async def _watch(self) -> None:
         pause_s = _FIRST_PAUSE_S
+        if self.remote.url:
+            self._has_address.set()
         while True:
             try:
+                if not self._has_address.is_set():
+                    await self._has_address.wait()
+                    pause_s = _FIRST_PAUSE_S
                 await self._read()
                 async with self.wire.socket(uuid.uuid4().hex) as socket:
                     self._is_connected = True

@@ -29,6 +29,11 @@ class Hosts:
         self._contact()
 
     @property
+    def of_later(self) -> list[RemoteHost]:
+        """Those that have no address yet."""
+        return [host for host in self._hosts if not host.remote.url]
+
+    @property
     def places(self) -> list[tuple[RemoteHost, int, str]]:
         """For each slot: its host, which of that one's slots it is, and what people see of it."""
         found = []
@@ -60,7 +65,7 @@ class Hosts:
 
     def _contact(self) -> None:
         """Ask each, all at once, how many slots it has."""
-        asked = {host.contact(): host for host in self._hosts}
+        asked = {host.contact(): host for host in self._hosts if host.remote.url}
         concurrent.futures.wait(asked, _CONTACT_S)
         for future, host in asked.items():
             problem: object = future.exception() if future.done() else f"it did not answer within {_CONTACT_S:g} s"

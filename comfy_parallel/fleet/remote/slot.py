@@ -60,7 +60,7 @@ class RemoteSlot:
 
     @property
     def address(self) -> str | None:
-        return self.host.remote.url
+        return self.host.remote.url or None
 
     @property
     def report(self) -> dict[str, Any]:

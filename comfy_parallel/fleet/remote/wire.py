@@ -92,8 +92,14 @@ class Wire:
             await socket.close()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def move(self, remote: Remote) -> None:
+        """It has another address from now on."""
+        self._remote = remote
+        await self.close()
 
     @asynccontextmanager
     async def _request(
