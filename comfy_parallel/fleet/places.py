@@ -80,7 +80,7 @@ def _cluster(config: Config, env: Mapping[str, str], host_device: str) -> Cluste
     return cluster
 
 
-def _hosts(config: Config, of_ray: Sequence[Remote]) -> Hosts | None:
+def _hosts(config: Config, of_ray: Sequence[Remote] = ()) -> Hosts | None:
     named = remotes.parse(config.remote, config.remote_token)
     file = named_file(config.gpu_config, facts.gpu_config_file())
     workers = () if file is None else remotes.of_workers(file.read(), config.remote_token)
