@@ -19,7 +19,7 @@ from comfy_parallel.fleet import choosing, places, worker_side
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.host import access, allocator, dynamic_vram, facts, secrets
 from comfy_parallel.isolation import process_state
-from comfy_parallel.isolation.packs import judging, loader
+from comfy_parallel.isolation.packs import judging, loader, streams
 from comfy_parallel.journal.journal import Journal, Kept
 from comfy_parallel.nodes import registry
 from comfy_parallel.nodes.parallel import registry as parallel_registry
@@ -136,6 +136,7 @@ def uninstall() -> None:
         items.when_to_bar(None)
         own_names.revert()
         own_attributes.revert()
+        streams.revert()
         watching.stop()
         _patches.revert()
         _patches = None

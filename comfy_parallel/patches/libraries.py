@@ -10,9 +10,9 @@ from typing import Any
 
 from comfy_parallel.http import bodies, log
 from comfy_parallel.isolation import random_state, threads
-from comfy_parallel.isolation.packs import loader
+from comfy_parallel.isolation.packs import loader, writes
 from comfy_parallel.isolation.slot_globals import ModuleProperty
-from comfy_parallel.patching.engine import Fit, Patch, Undo, replace
+from comfy_parallel.patching.engine import Addition, Fit, Patch, Undo, replace
 from comfy_parallel.slots import device, gates
 
 _RANDOM_WHY = "Jobs that seed or draw from a process-wide generator would get each other's numbers."
@@ -125,6 +125,20 @@ PATCHES: tuple[Patch, ...] = (
         why="What node packs keep for the whole process, and change in the host while a job runs, reaches other jobs.",
         until="packs keep what belongs to a job with the job",
         hazards=(51, 56, 58),
+    ),
+    *(
+        Addition(
+            target=target,
+            wrap=functools.partial(lambda write, _none: write, write),
+            why="What `mock.patch` and `redirect_stdout` put in place for a job of a node pack would reach other jobs.",
+            until="packs pass what their jobs need",
+            hazards=(56,),
+        )
+        for target, write in (
+            ("contextlib:setattr", writes.set_attribute),
+            ("unittest.mock:setattr", writes.set_attribute),
+            ("unittest.mock:delattr", writes.delete_attribute),
+        )
     ),
     Patch(
         target="threading:Thread.start",

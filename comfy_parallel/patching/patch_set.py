@@ -247,6 +247,7 @@ _LIBRARIES = {
     "aiohttp",
     "comfy_aimdo",
     "concurrent",
+    "contextlib",
     "importlib",
     "logging",
     "numpy",
@@ -254,6 +255,7 @@ _LIBRARIES = {
     "safetensors",
     "threading",
     "torch",
+    "unittest",
 }
 
 

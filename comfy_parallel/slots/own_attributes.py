@@ -38,8 +38,14 @@ class SlotAttribute:
     def __hash__(self) -> int:
         return hash((id(self.owner), self.name))
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """For who takes a function out of a class's namespace and calls it."""
+        return self._seen_by(self.owner, None)(*args, **kwargs)
+
     def write(self, owner: type, value: Any) -> None:
         """Set the attribute of `owner`, which is this class or a subclass, for the calling slot."""
+        if value is self:  # It was taken out of the class's namespace, to be put back.
+            value = self.shared
         if owner not in self._values:
             self._values[owner] = OwnName(_nothing, is_host=self.is_host)
         self._values[owner].set(value)

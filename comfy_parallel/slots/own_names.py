@@ -300,6 +300,13 @@ def namespace_of(owner: Any, *, is_host: bool) -> Namespace:
     return found
 
 
+def start_anew(owner: Any) -> None:
+    """Have the calling slot begin again with the shared values of a module's names."""
+    found = _namespaces.get(id(owner))
+    for name in found.names.values() if found is not None and found.owner is owner else ():
+        name.forget()
+
+
 def revert() -> None:
     """Take everything away from modules and objects. Only sensible while no job runs."""
     for namespace in _namespaces.values():

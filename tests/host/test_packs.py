@@ -179,6 +179,17 @@ def test_what_a_node_keeps_on_its_class_is_the_own_job_s(server: HostServer, sto
     check_pairs(server, stock, "PackKeepsOnClass", {"strength": 0.25}, {"strength": 0.75})
 
 
+def test_what_a_pack_keeps_elsewhere_than_in_names_is_the_own_job_s(server: HostServer, stock: HostServer) -> None:
+    check_pairs(server, stock, "PackKeepsElsewhere", {"value": 1}, {"value": 2})
+
+
+@pytest.mark.parametrize("way", ["mock", "mock of an object", "partial", "of Python", "redirect", "stream"])
+def test_what_a_job_patches_by_python_s_tools_is_its_own(server: HostServer, stock: HostServer, way: str) -> None:
+    check_pairs(server, stock, "PackPatchesByTools", {"way": way, "text": "first"}, {"way": way, "text": "second"})
+    ids = [server.submit(told("PackSees", way=way), slot)["prompt_id"] for slot in range(3)]
+    assert {result(entry) for entry in server.wait(ids).values()} == {"the host's"}
+
+
 # A model that a pack keeps and hands to every slot.
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from comfy_parallel.isolation.packs.sources import Pack, Thing
-from comfy_parallel.isolation.packs.uses import MODULE, Unit
+from comfy_parallel.isolation.packs.uses import MODULE, Function, Unit
 
 Place = tuple[str, str]  # a unit's file and name
 
@@ -45,6 +45,22 @@ class Callers:
     def is_of_job(self, place: Place) -> bool:
         """Whether a job may run a unit; what nothing mentions may be called by any name."""
         return place in self.job or place not in self.outside | self.importing
+
+    def called_at_import(self) -> set[Place]:
+        """The functions that the import calls, or decorates with, and what these lead to."""
+        refers = (thing for unit in self._units.values() if unit.name == MODULE for thing in unit.refers)
+        return self.reach(
+            place for thing in refers if thing.kind in ("function", "method") for place in self._places(thing)
+        )
+
+    def functions(self) -> Iterator[tuple[Place, Function]]:
+        """The functions and methods of the pack."""
+        for path, file in self._pack.files.items():
+            for name, function in file.functions.items():
+                yield (path, name), function
+            for owner in file.classes:
+                for name, function in file.methods(owner).items():
+                    yield (path, f"{owner}.{name}"), function
 
     def classes_reaching(self, place: Place) -> frozenset[str]:
         """The node classes whose methods get to a unit."""

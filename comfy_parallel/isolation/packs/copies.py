@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import logging
 import sys
 import types
@@ -68,10 +69,32 @@ def _maker(value: Any) -> Callable[[Any, dict[int, tuple[Any, Any]]], Any] | Non
     if kind.__module__ in ("builtins", "collections") and isinstance(value, _CONTAINERS):
         return _container
     if isinstance(value, _WEAK):
-        return lambda value, known: copy.copy(value)
+        return lambda value, known: value.copy()
+    if kind is functools.partial:
+        return _partial
+    if (copied := _COPIED.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
+        return lambda value, known: copied(value)
     if kind is types.SimpleNamespace or kind.__name__ == "Namespace" or is_of_a_pack(kind):
         return _object
     return None
+
+
+# Arrays and generators, by their types' names: this package runs without torch and numpy.
+_COPIED: dict[str, Callable[[Any], Any]] = {
+    "torch.Tensor": lambda value: value if value.requires_grad else value.clone(),
+    "torch._C.Generator": lambda value: value.clone_state(),
+    "numpy.ndarray": copy.copy,
+    "numpy.random.mtrand.RandomState": copy.deepcopy,
+    "numpy.random._generator.Generator": copy.deepcopy,
+    "random.Random": copy.copy,
+}
+
+
+def _partial(value: functools.partial[Any], known: dict[int, tuple[Any, Any]]) -> functools.partial[Any]:
+    given = [_copy(argument, known) for argument in value.args]
+    return functools.partial(
+        value.func, *given, **{name: _copy(argument, known) for name, argument in value.keywords.items()}
+    )
 
 
 def _tuple(value: tuple[Any, ...], known: dict[int, tuple[Any, Any]]) -> tuple[Any, ...]:
@@ -97,14 +120,14 @@ def _copy_items(made: Any, known: dict[int, tuple[Any, Any]]) -> None:
 
 def _object(value: Any, known: dict[int, tuple[Any, Any]]) -> Any:
     """Without running the class's own code, which may take locks, count or give out the one object it has."""
-    base = next((base for base in (dict, list, set) if isinstance(value, base)), object)
+    base = next((base for base in (dict, list, set, types.SimpleNamespace) if isinstance(value, base)), object)
     try:
         made = base.__new__(type(value))
     except TypeError:
         logger.warning("%s objects cannot be copied: all slots share this one", type(value).__qualname__)
         return value
     known[id(value)] = (value, made)
-    if base is not object:
+    if base in (dict, list, set):
         getattr(base, "extend" if base is list else "update")(made, value)
         _copy_items(made, known)
     for name, item in getattr(value, "__dict__", {}).items():

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ast
 import functools
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from comfy_parallel.isolation.packs import made
 from comfy_parallel.isolation.packs.callers import Callers
 from comfy_parallel.isolation.packs.finding import (
     ALONE,
     CLASS_STATE,
     DEVICE,
-    HOST_WRITE,
+    FUNCTION_STATE,
     IN_TURN,
     MODULE_STATE,
     PER_SLOT,
@@ -24,17 +24,17 @@ from comfy_parallel.isolation.packs.finding import (
     SWITCH,
     Finding,
 )
+from comfy_parallel.isolation.packs.functions import caching, keeping
+from comfy_parallel.isolation.packs.objects import set_by_methods
+from comfy_parallel.isolation.packs.outside import outside_treatment
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 from comfy_parallel.isolation.packs.table import OVERRIDES
-from comfy_parallel.isolation.packs.uses import Change, Unit, set_by_methods, units
+from comfy_parallel.isolation.packs.uses import MODULE, STATE, Change, Unit, units
 
-_EMPTY_MAKERS = {"dict", "list", "set", "OrderedDict", "defaultdict", "deque", "Counter", "WeakValueDictionary"}
-_PLAIN_MAKERS = _EMPTY_MAKERS | {"SimpleNamespace", "Namespace", "WeakKeyDictionary", "bytearray", "copy", "deepcopy"}
-_SAFE_MAKERS = {
-    *("Lock", "RLock", "Event", "Condition", "Semaphore", "BoundedSemaphore", "Barrier", "local", "Queue"),
-    *("SimpleQueue", "LifoQueue", "PriorityQueue", "getLogger", "ContextVar", "ThreadPoolExecutor", "TypeVar"),
+_REGISTERED = {
+    *("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__all__"),
+    *("RETURN_TYPES", "RETURN_NAMES", "OUTPUT_IS_LIST", "INPUT_IS_LIST", "FUNCTION", "CATEGORY"),
 }
-_REGISTERED = {"NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__all__"}
 _SWITCH_CALLS = {
     *("torch.set_default_dtype", "torch.set_default_tensor_type", "torch.set_float32_matmul_precision"),
     *("torch.use_deterministic_algorithms", "torch.set_flush_denormal", "torch.set_deterministic_debug_mode"),
@@ -63,7 +63,7 @@ class Look:
 
     def findings(self) -> Iterator[Finding]:
         """In no order."""
-        for found in chain(self._state(), self._host_writes(), self._switches(), self._devices()):
+        for found in chain(self._state(), self._functions(), self._host_writes(), self._switches(), self._devices()):
             if found.treatment in (ALONE, IN_TURN) and not found.classes:
                 yield replace(found, treatment=SHARED, reason="no node's code leads here")
             else:
@@ -93,16 +93,48 @@ class Look:
         return found
 
     def _state(self) -> Iterator[Finding]:
+        for thing, changes in self._changes.items():
+            if thing.name.rpartition(".")[2] not in _REGISTERED and self._is_state(thing, changes):
+                yield self._judge(thing, changes)
+
+    @functools.cached_property
+    def _changes(self) -> dict[Thing, list[tuple[Unit, Change]]]:
         changes: dict[Thing, list[tuple[Unit, Change]]] = defaultdict(list)
         for unit, change in self._job_changes():
-            if change.thing.kind in ("name", "attribute"):
+            if change.thing.kind in STATE and (change.how != "call" or self._is_foreign(change.thing)):
                 changes[change.thing].append((unit, change))
-        assumed = [(thing, use) for thing, use in self._assumed() if thing not in changes]
+        assumed = [(thing, use) for thing, use in chain(self._assumed(), self._let_go()) if thing not in changes]
         for thing, use in assumed:
             changes[thing].append(use)
-        for thing, made in changes.items():
-            if thing.name.rpartition(".")[2] not in _REGISTERED and self._is_state(thing, made):
-                yield self._judge(thing, made)
+        waiting = list(changes)
+        while waiting:
+            thing = waiting.pop()
+            held = (one for one in self._held.get(thing, ()) if made.may_change(self.pack, one, self._value(one)))
+            for other in sorted((*self._holders.get(thing, ()), *held), key=str):  # A copy of one has one of the other.
+                if other not in changes:
+                    changes[other] = self._uses(other)
+                    waiting.append(other)
+        return changes
+
+    @functools.cached_property
+    def _holders(self) -> dict[Thing, set[Thing]]:
+        """For each thing, those that have held it since the import."""
+        return made.holders(self.pack)
+
+    @functools.cached_property
+    def _held(self) -> dict[Thing, set[Thing]]:
+        """The other way round."""
+        held: dict[Thing, set[Thing]] = defaultdict(set)
+        for thing, holders in self._holders.items():
+            for holder in holders:
+                held[holder].add(thing)
+        return held
+
+    def _uses(self, thing: Thing) -> list[tuple[Unit, Change]]:
+        line = getattr(self._value(thing), "lineno", 0)
+        change = Change(thing, "mutate", thing.path, line)
+        users = [(unit, change) for unit in self._job_units() if thing in unit.touches]
+        return users or [(unit, change) for unit in self._units if unit.path == thing.path and unit.name == MODULE]
 
     def _job_units(self) -> Iterator[Unit]:
         """The functions and methods that a job may run."""
@@ -119,24 +151,42 @@ class Look:
         for unit in self._job_units():
             for thing in unit.touches - filled:
                 value = self._value(thing)
-                if _is_empty(value) or self._is_changing_object(thing, value):
-                    line = getattr(value, "lineno", 0)
-                    yield thing, (unit, Change(thing, "mutate", thing.path, line))
+                if made.is_empty(value) or self._is_changing_object(thing, value):
+                    yield thing, (unit, _assumed_of(thing, value))
+
+    def _let_go(self) -> Iterator[tuple[Thing, tuple[Unit, Change]]]:
+        """What functions return, keep elsewhere or pass on, and only jobs use: others may change it by another name."""
+        outside = {thing for unit in self._outside() for thing in unit.touches}
+        for unit in self._job_units():
+            for thing in unit.lets_go - outside:
+                value = self._value(thing)
+                if made.may_change(self.pack, thing, value):
+                    yield thing, (unit, _assumed_of(thing, value))
+
+    def _is_foreign(self, thing: Thing) -> bool:
+        """Whether the import made it by a call of something outside of the pack."""
+        value = self._value(thing)
+        if not isinstance(value, ast.Call) or made.maker(value) in made.SAFE_MAKERS:
+            return False
+        made_of = self.pack.resolve(thing.path, value.func)
+        return made_of is not None and made_of.kind == "outside"
 
     def _is_changing_object(self, thing: Thing, value: ast.expr | None) -> bool:
+        if made.maker(value) == "partial":
+            return bool(self._held.get(thing))
         made_of = self.pack.resolve(thing.path, value.func) if isinstance(value, ast.Call) else None
         return made_of is not None and made_of.kind == "class" and set_by_methods(self.pack, made_of)
 
-    def _is_state(self, thing: Thing, made: list[tuple[Unit, Change]]) -> bool:
+    def _is_state(self, thing: Thing, changes: list[tuple[Unit, Change]]) -> bool:
         value = self._value(thing)
-        if all(change.how != "rebind" for _, change in made):
-            return _maker(value) not in _SAFE_MAKERS
+        if all(change.how != "rebind" for _, change in changes):
+            return made.maker(value) not in made.SAFE_MAKERS
         return True
 
-    def _judge(self, thing: Thing, made: list[tuple[Unit, Change]]) -> Finding:
-        first = min((change for _, change in made), key=lambda change: (change.path, change.line))
+    def _judge(self, thing: Thing, changes: list[tuple[Unit, Change]]) -> Finding:
+        first = min((change for _, change in changes), key=lambda change: (change.path, change.line))
         users = [unit for unit in self._job_units() if thing in unit.touches]
-        treatment, reason = self._treatment(thing, [change for _, change in made], users)
+        treatment, reason = self._treatment(thing, [change for _, change in changes], users)
         return Finding(
             kind=CLASS_STATE if thing.kind == "attribute" else MODULE_STATE,
             name=thing.name,
@@ -144,25 +194,29 @@ class Look:
             line=first.line,
             treatment=treatment,
             reason=reason,
-            classes=self._classes(users if treatment == IN_TURN else [unit for unit, _ in made]),
+            classes=self._classes(users if treatment == IN_TURN else [unit for unit, _ in changes]),
             defined_in=thing.path,
         )
 
-    def _treatment(self, thing: Thing, made: list[Change], users: list[Unit]) -> tuple[str, str]:
+    def _treatment(self, thing: Thing, changes: list[Change], users: list[Unit]) -> tuple[str, str]:
         for (end, name), known in OVERRIDES.items():
             if name == thing.name and thing.path.endswith(end):
                 return known
         exclusive = IN_TURN if all(map(self._node_classes, users)) else ALONE  # Else other jobs may touch it, too.
         servers = [unit for unit in self._outside() if thing in unit.touches]
         if servers:
-            if not all(change.how == "key" or change.is_guarded for change in made):
+            if not all(change.how == "key" or change.is_guarded for change in changes):
                 return exclusive, "the server uses it too, and a job replaces what another one put there"
             answers = [unit for unit in servers if (unit.path, unit.name) not in self._callers.job]
             is_answered = any(change.thing == thing for unit in answers for change in unit.changes)
             if is_answered and any(self._callers.knows_node_id(name) for name in self._classes(users)):
                 return exclusive, "the server answers by a node's number, which two jobs may share"
             return SHARED, "the server uses it too, entry by entry"
-        if all(change.how == "rebind" for change in made) or self._can_be_copied(thing):
+        if thing.name.partition(".")[0] in self.pack.files[thing.path].functions:
+            return exclusive, "an attribute of a function"
+        is_rebound = all(change.how == "rebind" for change in changes)
+        holders = self._holders.get(thing, ())
+        if is_rebound or (self._can_be_copied(thing) and all(made.can_be_held(self.pack, one) for one in holders)):
             return PER_SLOT, "only jobs use it"
         return exclusive, "an object that cannot be copied for each slot"
 
@@ -170,18 +224,10 @@ class Look:
         return (unit for unit in self._units if (unit.path, unit.name) in self._callers.outside)
 
     def _can_be_copied(self, thing: Thing) -> bool:
-        value = self._value(thing)
-        if value is None or not isinstance(value, ast.Call):
-            return True
-        made_of = self.pack.resolve(thing.path, value.func)
-        return _maker(value) in _PLAIN_MAKERS or (made_of is not None and made_of.kind in ("class", "function"))
+        return made.can_be_copied(self.pack, thing, self._value(thing))
 
     def _value(self, thing: Thing) -> ast.expr | None:
-        file = self.pack.files[thing.path]
-        owner, _, name = thing.name.rpartition(".")
-        if owner:
-            return file.attributes(owner).get(name) if owner in file.classes else None
-        return file.values.get(name)
+        return made.value_of(self.pack, thing)
 
     def _node_classes(self, unit: Unit) -> frozenset[str]:
         return self._callers.classes_reaching((unit.path, unit.name))
@@ -189,10 +235,28 @@ class Look:
     def _classes(self, units: Iterable[Unit]) -> frozenset[str]:
         return frozenset().union(*map(self._node_classes, units))
 
+    def _functions(self) -> Iterator[Finding]:
+        """What functions keep from one call to the next, in defaults of parameters and in functions around them."""
+        for path, names in self.kept_by_functions().items():
+            for name, (line, kept) in names.items():
+                for one in sorted(kept):
+                    yield Finding(FUNCTION_STATE, f"{name}.{one}", path, line, PER_SLOT, "only jobs use it")
+
+    def kept_by_functions(self) -> dict[str, dict[str, tuple[int, set[str]]]]:
+        """For each file its functions that keep something, each with its line and the names of that."""
+        called = self._callers.called_at_import()
+        found: dict[str, dict[str, tuple[int, set[str]]]] = defaultdict(dict)
+        for place, function in self._callers.functions():
+            if place not in self._callers.outside:
+                kept = caching(function) | (keeping(function) if place in called else set())
+                if kept:
+                    found[place[0]][place[1]] = function.lineno, kept
+        return found
+
     def _host_writes(self) -> Iterator[Finding]:
         for unit, change in self._job_changes():
             if change.thing.kind == "outside":
-                kind, treatment, reason = _outside_treatment(change)
+                kind, treatment, reason = outside_treatment(change)
                 if kind:
                     yield self._at(kind, change.thing.name, unit, change.line, treatment, reason)
 
@@ -214,43 +278,10 @@ class Look:
                     yield Finding(DEVICE, name, path, value.lineno, PER_SLOT, "chosen at import", frozenset(), path)
 
 
-def _outside_treatment(change: Change) -> tuple[str, str, str]:
-    name = change.thing.name
-    top = name.partition(".")[0]
-    if name.startswith("torch.backends."):
-        return SWITCH, ALONE, "torch has one for all threads"
-    if top in sys.stdlib_module_names:
-        return (HOST_WRITE, SHARED, "Python's own, one for all threads") if change.how == "rebind" else ("", "", "")
-    if "PromptServer" in name or top in ("server", "folder_paths"):
-        return HOST_WRITE, SHARED, "the server's"
-    if change.how == "rebind":
-        return HOST_WRITE, PER_SLOT, "ends with the job"
-    if top not in ("comfy", "nodes", "execution", "comfy_extras", "latent_preview") or _is_patched(name):
-        return "", "", ""
-    if change.is_guarded:
-        return HOST_WRITE, SHARED, "an entry that is made once"
-    return HOST_WRITE, ALONE, "changed in place for all slots"
-
-
-def _is_patched(name: str) -> bool:
-    return name.startswith("comfy.model_management.current_loaded_models")
-
-
-def _maker(value: ast.expr | None) -> str:
-    if not isinstance(value, ast.Call):
-        return ""
-    return ast.unparse(value.func).rpartition(".")[2]
-
-
-def _is_empty(value: ast.expr | None) -> bool:
-    match value:
-        case ast.Dict(keys=[]) | ast.List(elts=[]):
-            return True
-        case ast.Call(args=args):
-            return _maker(value) in _EMPTY_MAKERS and (not args or _maker(value) == "defaultdict")
-    return False
+def _assumed_of(thing: Thing, value: ast.expr | None) -> Change:
+    return Change(thing, "mutate", thing.path, getattr(value, "lineno", 0))
 
 
 def _chooses_device(value: ast.expr) -> bool:
     calls = (leaf for leaf in ast.walk(value) if isinstance(leaf, ast.Call))
-    return any(_maker(call) in _DEVICE_MAKERS for call in calls)
+    return any(made.maker(call) in _DEVICE_MAKERS for call in calls)

@@ -75,6 +75,7 @@ def _file_as_json(plan: Plan) -> dict[str, Any]:
         "imported": {name: list(where) for name, where in plan.imported.items()},
         "accessors": [[level, module, dict(names)] for (level, module), names in plan.accessors.items()],
         "shared": sorted(plan.shared),
+        "functions": {name: sorted(kept) for name, kept in sorted(plan.functions.items())},
         "is_needed": plan.is_needed,
     }
 
@@ -91,5 +92,6 @@ def _file_plan_from(kept: dict[str, Any]) -> Plan:
         imported={name: (alias, there) for name, (alias, there) in kept["imported"].items()},
         accessors={(level, module): names for level, module, names in kept["accessors"]},
         shared=set(kept["shared"]),
+        functions={name: set(names) for name, names in kept["functions"].items()},
         is_needed=kept["is_needed"],
     )

@@ -13,25 +13,28 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from comfy_parallel.config import PackModes
-from comfy_parallel.isolation.packs import writes
+from comfy_parallel.isolation.packs import stores, writes
 from comfy_parallel.isolation.packs.copies import PACK, own_copy
 from comfy_parallel.isolation.packs.finding import Finding
+from comfy_parallel.isolation.packs.keep import BOX, DEFAULT, OWN_DEFAULT
 from comfy_parallel.isolation.packs.kept import kept_code, kept_plan
 from comfy_parallel.isolation.packs.plans import PackPlan
 from comfy_parallel.isolation.packs.redirect import set_and_return
 from comfy_parallel.isolation.packs.rewrite import (
     CALLS,
+    GLOBALS,
     NAMESPACE,
     OWNER,
     PER_SLOT_CACHE,
     SET,
+    SET_RAW,
     Plan,
     rewrite,
 )
 from comfy_parallel.isolation.packs.sources import parsed
 from comfy_parallel.slots import own_names
 from comfy_parallel.slots.own_attributes import own_attribute
-from comfy_parallel.slots.slot import SlotLocal
+from comfy_parallel.slots.slot import SlotLocal, current_slot
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,8 @@ def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> CodeType
     """Give the module what its functions will ask for; its code, or None where nothing is to be rewritten."""
     vars(module)[PACK] = str(root)
     vars(module)[writes.SHARED] = plan.shared
+    if current_slot() is not None:
+        own_names.start_anew(module)  # A job loads it again.
     if not plan.is_needed:
         return None
     _provide(module, plan)
@@ -139,6 +144,11 @@ def _provide(module: ModuleType, plan: Plan) -> None:
             CALLS["delattr"]: writes.delete_attribute,
             NAMESPACE: writes.namespace,
             SET: set_and_return,
+            GLOBALS: functools.partial(writes.namespace, module),
+            SET_RAW: writes.set_raw,
+            BOX: stores.box,
+            DEFAULT: stores.remember_default,
+            OWN_DEFAULT: stores.own_default,
             PER_SLOT_CACHE: _cached_per_slot,
             writes.PLAN: plan,
         }

@@ -27,21 +27,32 @@ def plan_of(root: Path) -> PackPlan:
     """Look at a pack (a folder, or one file) and plan its rewriting."""
     pack = Pack(root)
     look = Look(pack)
-    per_slot, shared = look.per_slot(), look.shared()
+    per_slot, shared, functions = look.per_slot(), look.shared(), look.kept_by_functions()
+    found = sorted(look.findings(), key=lambda found: (found.file, found.line, found.name))
     return PackPlan(
-        findings=sorted(look.findings(), key=lambda found: (found.file, found.line, found.name)),
-        files={path: _file_plan(pack, path, per_slot, shared.get(path, set())) for path in pack.files},
+        found,
+        {
+            path: _file_plan(pack, path, per_slot, shared.get(path, set()), functions.get(path, {}))
+            for path in pack.files
+        },
     )
 
 
-def _file_plan(pack: Pack, path: str, per_slot: dict[str, set[str]], shared: set[str]) -> Plan:
+def _file_plan(
+    pack: Pack,
+    path: str,
+    per_slot: dict[str, set[str]],
+    shared: set[str],
+    functions: dict[str, tuple[int, set[str]]],
+) -> Plan:
     attributes: dict[str, set[str]] = defaultdict(set)
     for name in per_slot.get(path, ()):
         owner, _, attribute = name.rpartition(".")
         if owner:
             attributes[owner].add(attribute)
     names = {name for name in per_slot.get(path, ()) if "." not in name}
-    plan = Plan(names=names, attributes=attributes, shared=shared)
+    kept = {name: names for name, (_, names) in functions.items()}
+    plan = Plan(names=names, attributes=attributes, shared=shared, functions=kept)
     imported: dict[str, tuple[str, str]] = {}
     accessors: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
     for node in pack.files[path].top_imports():
@@ -52,7 +63,7 @@ def _file_plan(pack: Pack, path: str, per_slot: dict[str, set[str]], shared: set
                 imported[name] = (alias, thing.name)
                 accessors[(node.level, node.module or "")][ACCESSOR if thing.path == source else alias] = alias
     plan.imported, plan.accessors = imported, accessors
-    plan.is_needed = bool(names or imported or pack.files[path].writes_to_others)
+    plan.is_needed = bool(names or imported or kept or pack.files[path].writes_to_others)
     return plan
 
 

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from comfy_parallel.isolation.packs.expressions import defaults
+from comfy_parallel.isolation.packs.keep import keep
 from comfy_parallel.isolation.packs.scopes import SCOPES, Scope, is_global, outer_parts, scope_of
 from comfy_parallel.slots.own_names import ACCESSOR
 
@@ -16,6 +18,8 @@ OWNER = "__comfy_parallel_owner__"
 PER_SLOT_CACHE = "__comfy_parallel_cache__"
 SET = "__comfy_parallel_set__"
 NAMESPACE = "__comfy_parallel_vars__"
+GLOBALS = "__comfy_parallel_globals__"
+SET_RAW = "__comfy_parallel_set_raw__"
 CALLS = {"setattr": "__comfy_parallel_setattr__", "delattr": "__comfy_parallel_delattr__"}
 _CACHES = ("lru_cache", "cache")
 
@@ -31,6 +35,8 @@ class Plan:
         accessors: line-independent import statements: (level, module) -> accessors to import from there, with the
             names they get.
         shared: names that must stay one.
+        functions: function or `Class.method` -> what it keeps from one call to the next: its variables that functions
+            in it change, and parameters whose defaults it changes.
         is_needed: whether anything in the file may have to be rewritten.
         is_pack: whether the file is a pack's, whose writes to others are the slot's own.
     """
@@ -41,6 +47,7 @@ class Plan:
     accessors: Mapping[tuple[int, str], Mapping[str, str]] = field(default_factory=dict)
     is_pack: bool = True
     shared: set[str] = field(default_factory=set)
+    functions: Mapping[str, set[str]] = field(default_factory=dict)
     is_needed: bool = True
 
 
@@ -58,6 +65,7 @@ class _Rewriter(ast.NodeTransformer):
         self._plan = plan
         self._scopes: list[Scope] = []
         self._is_in_function = False
+        self._classes: list[str] = []
         self.has_changed = False
 
     def visit(self, node: ast.AST) -> ast.AST:
@@ -68,6 +76,10 @@ class _Rewriter(ast.NodeTransformer):
 
     def _scope(self, node: ast.AST) -> ast.AST:
         """Parts that run around a scope are visited outside of it."""
+        if not self._scopes and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and self._plan.is_pack:
+            self._keep(node)
+        if isinstance(node, ast.ClassDef):
+            self._classes.append(node.name)
         outer = {id(part) for part in outer_parts(node)}
         done = {id(part): self.visit(part) for part in outer_parts(node)}
         was_in_function = self._is_in_function
@@ -79,7 +91,17 @@ class _Rewriter(ast.NodeTransformer):
         if is_code:
             self._scopes.pop()
         self._is_in_function = was_in_function
+        if isinstance(node, ast.ClassDef):
+            self._classes.pop()
         return self._defined(node)
+
+    def _keep(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        kept = self._plan.functions.get(".".join((*self._classes, node.name)), set())
+        names = {*self._plan.names, *self._plan.imported}
+        shared = {argument.arg for argument, default in defaults(node.args) if getattr(default, "id", None) in names}
+        if kept or shared:
+            self.has_changed = True
+            keep(node, kept, shared)
 
     def _defined(self, node: ast.AST) -> ast.AST:
         if self._scopes or not self._plan.is_pack:
@@ -105,6 +127,9 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if not self._is_in_function or not is_global(node.id, self._scopes):
             return node
+        if node.id in CALLS and self._plan.is_pack and isinstance(node.ctx, ast.Load):
+            self.has_changed = True
+            return ast.copy_location(ast.Name(CALLS[node.id], ast.Load()), node)
         if node.id in self._plan.names:
             return self._attribute(ACCESSOR, node.id, node)
         if node.id in self._plan.imported and isinstance(node.ctx, ast.Load):
@@ -134,25 +159,34 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         """`vars(module)["name"] = …`"""
         self.generic_visit(node)
-        if isinstance(node.ctx, ast.Store | ast.Del):
+        if isinstance(node.ctx, ast.Store | ast.Del) or _is_globals(node.value):
             node.value = self._namespace(node.value)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if not self._plan.is_pack or not self._is_in_function:
+        if not self._plan.is_pack:
+            return node
+        if not self._is_in_function:
+            if _is_cache(node.func) and (isinstance(node.func, ast.Call) or _wraps(node)):
+                node.func = self._call(PER_SLOT_CACHE, [node.func], node.func)
             return node
         match node.func:
-            case ast.Name(id=("setattr" | "delattr") as name) if is_global(name, self._scopes):
+            case ast.Attribute(value=ast.Name(id="type" | "object") as kind, attr="__setattr__"):
                 self.has_changed = True
-                node.func = ast.copy_location(ast.Name(CALLS[name], ast.Load()), node.func)
-            case ast.Attribute(value=value, attr="update" | "setdefault" | "pop" | "__setitem__"):
+                node.func = ast.copy_location(ast.Name(SET_RAW, ast.Load()), node.func)
+                node.args.insert(0, kind)
+            case ast.Attribute(value=value, attr="update" | "setdefault" | "pop" | "get" | "__setitem__" as attr) if (
+                attr != "get" or _is_globals(value)
+            ):
                 node.func.value = self._namespace(value)
         return node
 
     def _namespace(self, node: ast.expr) -> ast.expr:
         if not self._plan.is_pack or not self._is_in_function:
             return node
+        if _is_globals(node) and is_global("globals", self._scopes):
+            return self._call(GLOBALS, [], node)
         match node:
             case (
                 ast.Call(func=ast.Name(id="vars"), args=[owner], keywords=[])
@@ -175,10 +209,22 @@ class _Rewriter(ast.NodeTransformer):
         return ast.copy_location(ast.Call(function, arguments, []), node)
 
 
+def _is_globals(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="globals"), args=[], keywords=[]):
+            return True
+    return False
+
+
 def _is_cache(decorator: ast.expr) -> bool:
     function = decorator.func if isinstance(decorator, ast.Call) else decorator
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     return name in _CACHES
+
+
+def _wraps(call: ast.Call) -> bool:
+    """Whether it is `lru_cache(function)`: neither a decorator with options, nor a decorator's result."""
+    return len(call.args) == 1 and not call.keywords and isinstance(call.args[0], ast.Name | ast.Attribute | ast.Lambda)
 
 
 def _replace_children(node: ast.AST, visit: object) -> None:

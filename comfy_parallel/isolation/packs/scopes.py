@@ -30,7 +30,7 @@ def scope_of(node: ast.AST) -> Scope:
     scope = Scope(node)
     if isinstance(node, FUNCTIONS):
         scope.bound |= {argument.arg for argument in _arguments(node.args)}
-    for leaf in _own_nodes(node):
+    for leaf in own_nodes(node):
         _bind(scope, leaf)
     scope.bound -= scope.declared | scope.outer
     return scope
@@ -69,7 +69,7 @@ def _arguments(arguments: ast.arguments) -> list[ast.arg]:
     return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *several]
 
 
-def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Nodes in a scope, without those of the scopes within it."""
     outer = set(map(id, outer_parts(node)))
     waiting = [child for child in ast.iter_child_nodes(node) if id(child) not in outer]

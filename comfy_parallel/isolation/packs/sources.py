@@ -120,7 +120,14 @@ class Pack:
             return self.look_up(thing.path, name) or Thing("name", thing.path, name)
         if thing.kind == "class":
             return self._class_member(thing, name)
+        if thing.kind == "function":
+            return Thing("attribute", thing.path, f"{thing.name}.{name}")
         return None
+
+    @functools.cached_property
+    def method_names(self) -> set[str]:
+        """The names of all methods of the pack's classes."""
+        return {name for file in self.files.values() for owner in file.classes for name in file.methods(owner)}
 
     def base_classes(self, thing: Thing) -> Iterator[Thing]:
         """The classes of the pack that a class of the pack is made of, itself first."""
@@ -227,9 +234,9 @@ def _writes_to_others(node: ast.AST) -> bool:
     match node:
         case ast.Attribute(value=owner, ctx=ast.Store() | ast.Del()):
             return not (isinstance(owner, ast.Name) and owner.id == "self")
-        case ast.Name(id="setattr" | "delattr" | "vars" | "lru_cache" | "cache"):
+        case ast.Name(id="setattr" | "delattr" | "vars" | "globals" | "lru_cache" | "cache"):
             return True
-        case ast.Attribute(attr="__dict__" | "lru_cache" | "cache"):
+        case ast.Attribute(attr="__dict__" | "__setattr__" | "lru_cache" | "cache"):
             return True
     return False
 

@@ -6,28 +6,29 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from comfy_parallel.isolation.packs import expressions
+from comfy_parallel.isolation.packs.expressions import KEYED, changes_its_object
+from comfy_parallel.isolation.packs.objects import set_on_self
 from comfy_parallel.isolation.packs.scopes import FUNCTIONS, SCOPES, Scope, is_global, outer_parts, scope_of
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 
-KEYED = {"setdefault", "pop", "popitem", "move_to_end", "add", "discard"}
-MUTATORS = KEYED | {
-    *("append", "appendleft", "insert", "remove", "clear", "update", "extend", "extendleft"),
-    *("popleft", "sort", "reverse", "rotate", "subtract", "put_nowait", "__setitem__", "__delitem__"),
-}
 MODULE = "<module>"
+STATE = ("name", "attribute")  # the kinds of things that hold something
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ROUTES = {"get", "post", "put", "delete", "patch", "view", "head", "ws", "route", "middleware"}
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of a thing: `rebind` (the name itself), `key` (one entry) or `mutate` (the rest)."""
+    """One change of a thing: `rebind` (the name itself), `key` (one entry), `call` (of a method that changes objects of
+    other libraries, by its name) or `mutate` (the rest). `is_constant`: every job would write the same."""
 
     thing: Thing
     how: str
     path: str
     line: int
     is_guarded: bool = False
+    is_constant: bool = False
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Unit:
     name: str
     changes: list[Change] = field(default_factory=list)
     touches: set[Thing] = field(default_factory=set)
+    lets_go: set[Thing] = field(default_factory=set)  # returned, kept elsewhere or passed on: changed who knows where
     refers: set[Thing] = field(default_factory=set)
     calls_only: set[Thing] = field(default_factory=set)  # of `refers`: those that are called or decorate, no more
     methods_called: set[str] = field(default_factory=set)  # of objects of which it cannot be told what they are
@@ -77,6 +79,8 @@ class _Walk(ast.NodeVisitor):
         self._file = pack.files[unit.path]
         self._scopes: list[Scope] = []
         self._aliases: dict[str, Thing] = {}
+        self._within: dict[str, set[Thing]] = {}  # local names of what lies in things
+        self._is_constant = False
         self._guards: list[set[str]] = []
         self._itself: set[str] = set()
 
@@ -110,6 +114,8 @@ class _Walk(ast.NodeVisitor):
         is_code = self._unit.name != MODULE or isinstance(node, FUNCTIONS)
         outer = set(map(id, outer_parts(node)))
         if is_code:
+            if isinstance(node, FUNCTIONS):
+                self._alias_defaults(node.args)
             self._scopes.append(scope_of(node))
         for child in ast.iter_child_nodes(node):
             if id(child) not in outer:
@@ -118,12 +124,67 @@ class _Walk(ast.NodeVisitor):
             self._scopes.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        thing = self._resolve(node.value)
-        if len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and self._scopes and thing is not None:
-            name = node.targets[0].id
-            if not is_global(name, self._scopes):
-                self._aliases[name] = thing
+        for target in node.targets:
+            self._alias(target, node.value)
+        if not all(isinstance(target, ast.Name) for target in node.targets):
+            self._let_go(node.value)
+        self._is_constant = isinstance(node.value, ast.Constant)
+        for target in node.targets:
+            self.visit(target)
+        self._is_constant = False
+        self.visit(node.value)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        self._alias(node.target, node.value)
         self.generic_visit(node)
+
+    def visit_For(self, node: ast.For) -> None:
+        self._alias_items(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self._alias_items(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_Return(self, node: ast.Return) -> None:
+        self._let_go(node.value)
+        self.generic_visit(node)
+
+    def visit_Yield(self, node: ast.Yield) -> None:
+        self._let_go(node.value)
+        self.generic_visit(node)
+
+    def _alias(self, target: ast.expr, value: ast.expr) -> None:
+        """A local name becomes another name of a thing, or of what lies in it."""
+        for one, given in expressions.paired(target, value):
+            if not isinstance(one, ast.Name) or not self._scopes or is_global(one.id, self._scopes):
+                continue
+            thing = self._resolve(given)
+            if thing is not None:
+                self._aliases[one.id] = thing
+            else:
+                for option in expressions.options(given):
+                    self._note_within(one.id, {thing for thing, _ in self._roots(option)})
+
+    def _alias_items(self, target: ast.expr, iterated: ast.expr) -> None:
+        for leaf in ast.walk(target) if self._scopes else ():
+            if isinstance(leaf, ast.Name):
+                self._note_within(leaf.id, self._all_roots(iterated))
+
+    def _note_within(self, name: str, things: set[Thing]) -> None:
+        self._within.setdefault(name, set()).update(thing for thing in things if thing.kind in STATE)
+
+    def _alias_defaults(self, arguments: ast.arguments) -> None:
+        """A parameter whose default is a thing may be that thing."""
+        for argument, default in expressions.defaults(arguments):
+            thing = self._resolve(default)
+            if thing is not None and thing.kind in STATE:
+                self._aliases[argument.arg] = thing
+                self._unit.touches.add(thing)
+
+    def _let_go(self, value: ast.expr | None) -> None:
+        found = map(self._resolve, expressions.parts(value))
+        self._unit.lets_go.update(thing for thing in found if thing is not None and thing.kind in STATE)
 
     def visit_If(self, node: ast.If) -> None:
         """`if x is None: x = …` makes a thing on first use; so do `if key not in x` and an early return."""
@@ -161,8 +222,7 @@ class _Walk(ast.NodeVisitor):
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         if not isinstance(node.ctx, ast.Load):
-            root, depth = self._root(node.value)
-            if root is not None:
+            for root, depth in self._roots(node.value):
                 self._change(root, "key" if depth == 0 else "mutate", node)
         self.generic_visit(node)
 
@@ -172,19 +232,48 @@ class _Walk(ast.NodeVisitor):
             self._unit.calls.append((thing, node))
         elif isinstance(node.func, ast.Attribute):
             self._unit.unknown_calls.append((node.func.attr, node))
-        if isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
-            root, depth = self._root(node.func.value)
-            if root is not None:
-                self._change(root, "key" if depth == 0 and node.func.attr in KEYED else "mutate", node)
+        if isinstance(node.func, ast.Attribute):
+            self._call_method(node.func, node)
         if isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr") and len(node.args) > 1:
             self._set_attribute(node)
+        self._pass_on(node, thing)
         self._refer(node.func)
         for part in (*node.args, *node.keywords):
             self.visit(part)
 
+    def _call_method(self, method: ast.Attribute, node: ast.Call) -> None:
+        for root, depth in self._roots(method.value):
+            if root.kind == "outside" and expressions.is_in_place(method.attr):
+                continue  # a function of a module
+            if changes_its_object(method.attr):
+                self._change(root, "key" if depth == 0 and method.attr in KEYED else "mutate", node)
+            elif depth == 0 and root.kind == "name" and expressions.sounds_like_a_change(method.attr):
+                self._change(root, "call", node)
+
+    def _pass_on(self, node: ast.Call, called: Thing | None) -> None:
+        """What is passed on may be changed by who gets it, or kept."""
+        name = called.name.rpartition(".")[2] if called is not None else expressions.last_name(node.func)
+        is_of_the_pack = name in self._pack.method_names if called is None else called.kind != "outside"
+        if is_of_the_pack or name == "partial":
+            for argument in expressions.arguments(node):
+                self._let_go(argument)
+        elif expressions.changes_its_arguments(name) and (called is not None or isinstance(node.func, ast.Name)):
+            for argument in expressions.arguments(node):
+                self._change_all(argument, node)
+        for keyword in node.keywords:
+            if keyword.arg == "out":
+                self._change_all(keyword.value, node)
+
+    def _change_all(self, value: ast.expr, node: ast.AST) -> None:
+        for root in self._all_roots(value):
+            if root.kind in STATE:
+                self._change(root, "mutate", node)
+
     def _set_attribute(self, node: ast.Call) -> None:
         owner = self._resolve(node.args[0])
         if owner is None or owner.kind not in ("outside", "module", "class"):
+            for root in self._all_roots(node.args[0]):
+                self._change(root, "mutate", node)
             return
         name = node.args[1].value if isinstance(node.args[1], ast.Constant) else "*"
         thing = self._pack.member(owner, str(name))
@@ -198,8 +287,7 @@ class _Walk(ast.NodeVisitor):
         if thing is not None:
             self._change(thing, "rebind", node)
             return
-        root, _ = self._root(node.value)
-        if root is not None:
+        for root in self._all_roots(node.value):
             self._change(root, "mutate", node)
 
     def _refer(self, node: ast.expr) -> None:
@@ -211,31 +299,37 @@ class _Walk(ast.NodeVisitor):
             self._unit.calls_only.add(thing)
 
     def _note(self, thing: Thing) -> None:
-        if thing.kind in ("name", "attribute"):
+        if thing.kind in STATE:
             self._unit.touches.add(thing)
         elif thing.kind in ("function", "class", "method"):
             self._unit.refers.add(thing)
             self._unit.calls_only.discard(thing)
 
     def _change(self, thing: Thing, how: str, node: ast.AST) -> None:
-        if thing.kind in ("name", "attribute"):
+        if thing.kind in STATE:
             self._unit.touches.add(thing)
         elif thing.kind != "outside" and how != "rebind":
             return
         name = thing.name.rpartition(".")[2]
         is_guarded = any(name in guard for guard in self._guards)
-        self._unit.changes.append(Change(thing, how, self._unit.path, getattr(node, "lineno", 0), is_guarded))
+        line = getattr(node, "lineno", 0)
+        self._unit.changes.append(Change(thing, how, self._unit.path, line, is_guarded, self._is_constant))
 
-    def _root(self, node: ast.expr) -> tuple[Thing | None, int]:
-        """The shared thing at the start of `thing[…].x[…]`, and how many steps it is from there."""
+    def _roots(self, node: ast.expr) -> list[tuple[Thing, int]]:
+        """The shared things at the start of `thing[…].x[…]`, and how many steps it is from there."""
+        inner: ast.expr | None = node
         depth = 0
-        while True:
-            thing = self._resolve(node)
-            if thing is not None and thing.kind in ("name", "attribute", "outside"):
-                return thing, depth
-            if not isinstance(node, ast.Attribute | ast.Subscript):
-                return None, depth
-            node, depth = node.value, depth + 1
+        while inner is not None:
+            thing = self._resolve(inner)
+            if thing is not None and thing.kind in (*STATE, "outside"):
+                return [(thing, depth)]
+            if isinstance(inner, ast.Name):
+                return [(found, depth + 1) for found in sorted(self._within.get(inner.id, ()), key=str)]
+            inner, depth = expressions.lies_in(inner), depth + 1
+        return []
+
+    def _all_roots(self, node: ast.expr) -> set[Thing]:
+        return {thing for part in expressions.parts(node) for thing, _ in self._roots(part)}
 
     def _resolve(self, node: ast.expr) -> Thing | None:
         match node:
@@ -276,7 +370,7 @@ class _Walk(ast.NodeVisitor):
             return member
         for base in self._pack.base_classes(Thing("class", owner.path, owner.name)):
             file = self._pack.files[base.path]
-            if any(name in _set_on_self(method) for method in file.methods(base.name).values()):
+            if any(name in set_on_self(method) for method in file.methods(base.name).values()):
                 return None
         defined = member.path in self._pack.files and name in self._pack.files[member.path].attributes(
             member.name.partition(".")[0]
@@ -295,42 +389,3 @@ def _is_route(decorator: ast.AST) -> bool:
         return False
     owner = ast.unparse(decorator.value).lower()
     return any(word in owner for word in ("route", "app", "server", "web"))
-
-
-def _set_on_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    arguments = [*method.args.posonlyargs, *method.args.args]
-    if not arguments:
-        return set()
-    known = getattr(method, "_set_on_self", None)
-    if known is None:
-        known = {
-            node.attr
-            for node in ast.walk(method)
-            if isinstance(node, ast.Attribute)
-            and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == arguments[0].arg
-            and node.value.id not in ("cls", "s")
-        }
-        method._set_on_self = known  # type: ignore[union-attr]
-    return set(known)
-
-
-def set_by_methods(pack: Pack, thing: Thing) -> bool:
-    """Whether methods of a class, besides `__init__`, change its objects."""
-    for base in pack.base_classes(thing):
-        for name, method in pack.files[base.path].methods(base.name).items():
-            if name != "__init__" and (_set_on_self(method) or _mutates_self(method)):
-                return True
-    return False
-
-
-def _mutates_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    for node in ast.walk(method):
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="self")), attr=verb)):
-                if verb in MUTATORS:
-                    return True
-            case ast.Subscript(value=ast.Attribute(value=ast.Name(id="self")), ctx=ast.Store() | ast.Del()):
-                return True
-    return False

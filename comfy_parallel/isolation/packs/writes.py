@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from types import ModuleType
 from typing import Any
 
+from comfy_parallel.isolation.packs import streams
 from comfy_parallel.isolation.packs.copies import PACK, is_of_a_pack
 from comfy_parallel.isolation.packs.redirect import Unredirectable, redirect
 from comfy_parallel.isolation.packs.rewrite import Plan
@@ -28,6 +29,8 @@ def owner(value: Any) -> Any:
         return _Writer(value, _of_class) if _lives_in_a_module(value) else value
     if not has_own():
         return value
+    if value is sys:
+        return _Writer(value, _of_interpreter)
     if isinstance(value, ModuleType):
         return _Writer(value, _of_module) if _has_own_names(value) else value
     return _Writer(value, _of_settings) if _is_settings(value) else value
@@ -41,6 +44,15 @@ def set_attribute(target: Any, name: str, value: Any) -> None:
 def delete_attribute(target: Any, name: str) -> None:
     """`delattr`, by a pack's code."""
     delattr(owner(target), name)
+
+
+def set_raw(kind: Any, target: Any, name: str, value: Any) -> None:
+    """`type.__setattr__` and `object.__setattr__`, by a pack's code."""
+    found = owner(target)
+    if found is target:
+        kind.__setattr__(target, name, value)
+    else:
+        setattr(found, name, value)
 
 
 def namespace(value: Any) -> Any:
@@ -78,7 +90,12 @@ class _Attributes(MutableMapping[str, Any]):
         self._names = vars(writer._target)
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self._writer, name) if name in self._names else self._names[name]
+        if name not in self._names and not isinstance(self._writer._target, ModuleType):
+            raise KeyError(name)
+        try:
+            return getattr(self._writer, name)
+        except AttributeError:
+            raise KeyError(name) from None
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self._writer, name, value)
@@ -122,6 +139,13 @@ def _of_class(cls: type, name: str, value: Any) -> None:
         own_attributes.write(cls, name, value, is_host=not is_of_a_pack(cls))
 
 
+def _of_interpreter(interpreter: Any, name: str, value: Any) -> None:
+    if name in streams.NAMES and value is not _DELETED:
+        streams.put(name, value)
+    else:
+        _plainly(interpreter, name, value)
+
+
 def _of_settings(settings: Any, name: str, value: Any) -> None:
     if not hasattr(getattr(type(settings), name, None), "__set__"):
         namespace_of(settings, is_host=True).add(name)
@@ -141,15 +165,13 @@ def _plan_of(module: ModuleType) -> Plan:
 
 
 def _has_own_names(module: ModuleType) -> bool:
-    """Python's own modules have one state, and parts of Python that do not ask for a slot's."""
-    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
-        return False
-    return sys.modules.get(module.__name__) is module
+    """Python's names for all modules are read by code in C, which does not ask for a slot's."""
+    return module.__name__ not in ("sys", "builtins") and sys.modules.get(module.__name__) is module
 
 
 def _lives_in_a_module(cls: type) -> bool:
     """Not one that a job has made, nor one whose own rules say what a write does."""
-    if type(cls).__setattr__ is not type.__setattr__ or cls.__module__ in sys.stdlib_module_names:
+    if type(cls).__setattr__ is not type.__setattr__:
         return False
     found: Any = sys.modules.get(cls.__module__)
     for part in cls.__qualname__.split("."):

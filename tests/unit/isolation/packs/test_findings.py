@@ -149,6 +149,61 @@ def test_what_only_the_import_fills_is_no_finding(tmp_path: Path) -> None:
     assert treatments(tmp_path, text) == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("import io\nstore = io.BytesIO()", "store.write(v)"),
+        ("import torch\nstore = torch.nn.Linear(1, 1)", "store.weight.fill_(v)"),
+        ("import library\nstore = library.Model()", "store.set_scale(v)"),
+        ("def numbers():\n    while True:\n        yield 1\nstore = numbers()", "next(store)"),
+        ("store = {}\ndef make(where):\n    return lambda: where\nget = make(store)", "store[k] = get()"),
+    ],
+)
+def test_what_cannot_be_copied_is_one_job_s_at_a_time(tmp_path: Path, text: str, change: str) -> None:
+    assert treatments(tmp_path, f"{text}\ndef work(n, k, v):\n    {change}")["store"] == IN_TURN
+
+
+def test_an_attribute_of_a_function_is_one_job_s_at_a_time(tmp_path: Path) -> None:
+    text = "def keep(): pass\ndef work(n, k, v):\n    keep.last = v"
+    assert treatments(tmp_path, text) == {"keep.last": IN_TURN}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "buffer.fill_(v)",
+        "buffer[0] = v",
+        "torch.add(v, v, out=buffer)",
+        "np.copyto(buffer, v)",
+        "random.shuffle(buffer)",
+    ],
+)
+def test_an_array_that_is_changed_in_place_is_per_slot(tmp_path: Path, change: str) -> None:
+    text = f"import random, torch\nimport numpy as np\nbuffer = torch.zeros(4)\ndef work(n, k, v):\n    {change}"
+    assert treatments(tmp_path, text) == {"buffer": PER_SLOT}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "names = list(table)\n    names.append(v)",
+        "row = [table, v]\n    row.append(k)",
+        "torch.add_one_(v, k)",
+        "for name in table:\n        print(name)",
+        "logger.setLevel(v)",
+        "next(numbers)",
+    ],
+)
+def test_what_is_only_read_is_no_finding(tmp_path: Path, use: str) -> None:
+    made = "import itertools, logging, torch\nlogger = logging.getLogger()\nnumbers = itertools.count()\n"
+    assert treatments(tmp_path, f"{made}table = {{1: 2}}\ndef work(n, k, v):\n    {use}") == {}
+
+
+def test_a_table_that_the_server_reads_as_well_and_jobs_pass_on_is_no_finding(tmp_path: Path) -> None:
+    text = "table = {1: 2}\nclass Offers(Node):\n    @classmethod\n    def INPUT_TYPES(cls):\n        return table\n"
+    assert treatments(tmp_path, text + "def show(x): pass\ndef work(n, k, v):\n    show(table)") == {}
+
+
 def test_names_of_the_function_itself_are_no_finding(tmp_path: Path) -> None:
     text = "store = {1: 2}\ndef work(node, key, value):\n    store = {}\n    store[key] = [store for store in value]"
     assert treatments(tmp_path, text) == {}
@@ -178,6 +233,14 @@ def test_locks_and_queues_stay_one(tmp_path: Path) -> None:
         ("import torch", "torch.backends.cudnn.benchmark = v", "torch.backends.cudnn.benchmark", ALONE),
         ("import torch", "torch.set_default_dtype(v)", "torch.set_default_dtype", ALONE),
         ("import nodes", "nodes.NODES[k] = v", "nodes.NODES", ALONE),
+        ("import comfy.sd", "comfy.sd.load.__code__ = v", "comfy.sd.load.__code__", ALONE),
+        ("import os", "os.environ[k] = v", "os.environ", ALONE),
+        ("import os", "os.environ['A'] = '1'", "os.environ", SHARED),
+        ("import os", "if k not in os.environ:\n        os.environ[k] = v", "os.environ", SHARED),
+        ("import sys", "sys.modules[k] = v", "sys.modules", ALONE),
+        ("import builtins", "builtins.open = v", "builtins.open", ALONE),
+        ("import random", "random.random = v", "random.random", PER_SLOT),
+        ("import sys", "sys.stdout = v", "sys.stdout", PER_SLOT),
     ],
 )
 def test_changes_of_the_host(tmp_path: Path, imports: str, change: str, name: str, treatment: str) -> None:
