@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from comfy_parallel.isolation.packs.expressions import arguments, last_name, parts
-from comfy_parallel.isolation.packs.scopes import own_nodes
+from comfy_parallel.isolation.packs.scopes import FUNCTIONS, own_nodes
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 
 _EMPTY_MAKERS = {
@@ -120,21 +120,30 @@ def holders(pack: Pack) -> dict[Thing, set[Thing]]:
             attributes = file.attributes(owner).items()
             values += [(Thing("attribute", path, f"{owner}.{name}"), value) for name, value in attributes]
         for holder, value in values:
-            for part in _held(value):
+            for part in _held(pack, holder.path, value):
                 thing = pack.resolve(path, part)
                 if thing is not None and thing.kind in ("name", "attribute") and thing != holder:
                     found[thing].add(holder)
     return found
 
 
-def _held(value: ast.expr | None) -> Iterator[ast.expr]:
+def _held(pack: Pack, path: str, value: ast.expr | None) -> Iterator[ast.expr]:
     for part in parts(value):
         match part:
             case ast.Name() | ast.Attribute():
                 yield part
             case ast.Dict(values=values):
                 for inner in values:
-                    yield from _held(inner)
-            case ast.Call() if not (isinstance(part.func, ast.Name) and part.func.id in _READ_ONLY):
+                    yield from _held(pack, path, inner)
+            case ast.Call(func=func) if not _only_reads(pack, path, func):
                 for inner in arguments(part):
-                    yield from _held(inner)
+                    yield from _held(pack, path, inner)
+
+
+def _only_reads(pack: Pack, path: str, called: ast.expr) -> bool:
+    """Whether what a call returns does not hold what it is given, most probably."""
+    thing = pack.resolve(path, called)
+    if thing is None or thing.kind != "function":
+        return isinstance(called, ast.Name) and called.id in _READ_ONLY
+    function = pack.files[thing.path].functions[thing.name]
+    return not (_is_generator(function) or any(isinstance(node, FUNCTIONS) for node in own_nodes(function)))
