@@ -1,11 +1,12 @@
 """Jobs of real node packs at the same time: are they, and plain jobs beside and after them, stock ComfyUI's bytes?
 
-    python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…] [--skip-cost]
+    python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…] [--skip-cost | --only-cost]
 
 PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py and pack_patch_workflows.py have
 workflows for many that are widely used, and those whose pack is missing or does not load are left out. Run it by a
 Python that has what the packs need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each
-kind at once with a plain one, --jobs mixed jobs in random order, and plain jobs on every slot. Last, what plain jobs
+kind at once with a plain one, --jobs mixed jobs in random order, and plain jobs on every slot. Jobs that differ run once
+more on stock ComfyUI, in another order: there are nodes whose results depend on the jobs before. Last, what plain jobs
 cost with the packs installed: COMFY_PARALLEL_PACKS=auto against trust, in turns.
 """
 
@@ -20,7 +21,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ def main() -> int:
     packs = sorted(path for path in options.packs.iterdir() if (path / "__init__.py").is_file())
     with tempfile.TemporaryDirectory() as made:
         hosts = Hosts(options.comfyui, Path(made), packs)
+        if options.only_cost:
+            report_cost(hosts)
+            return 0
         kinds = [
             kind
             for kind in (*KINDS, *MORE)
@@ -54,14 +57,18 @@ def main() -> int:
         jobs = [(kind, number) for kind in kinds for number in (1, 2)]
         mixed = mix(kinds, options.jobs)
         expected = run_stock(hosts, {*jobs, *mixed}, kinds)
-        wrong: Counter[str] = Counter()
+        wrong: set[tuple[int, str, Job]] = set()
         for slots in options.slots:
             with hosts.start(slots) as server:
-                wrong += compare(server, slots, kinds, mixed, expected)
+                wrong |= {(slots, *found) for found in compare(server, slots, kinds, mixed, expected)}
+        by_order = differ_by_order(hosts, {job for _, _, job in wrong}, kinds, expected) if wrong else set()
         if not options.skip_cost:
             report_cost(hosts)
-    print(f"{sum(wrong.values())} of all jobs differ from stock: {dict(wrong) or 'none'}")
-    return 1 if wrong else 0
+    for slots, phase, (kind, number) in sorted(wrong, key=str):
+        why = ": stock's, too, depends on the jobs before" if (kind, number) in by_order else ""
+        print(f"differs: {slots} slots, {phase}: {kind.pack} {kind.name} {number}{why}")
+    print(f"{len(wrong)} of all jobs differ from stock")
+    return 1 if any(job not in by_order for _, _, job in wrong) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -72,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=40)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     parser.add_argument("--skip-cost", action="store_true")
+    parser.add_argument("--only-cost", action="store_true")
     return parser.parse_args()
 
 
@@ -196,10 +204,10 @@ def difference(expected: str, got: str) -> str:
 
 def compare(
     server: HostServer, slots: int, kinds: list[Kind], mixed: list[Job], expected: dict[Job, str]
-) -> Counter[str]:
-    """Print a row per kind and one per phase; the number of wrong jobs of each."""
+) -> set[tuple[str, Job]]:
+    """Print a row per kind and one per phase; the wrong jobs, each with its phase."""
     print(f"\n{slots} slots\n{'pack':32} {'workflow':26} result")
-    wrong: Counter[str] = Counter()
+    wrong: set[tuple[str, Job]] = set()
     for count, kind in enumerate(kinds):
         if not is_hash(expected[kind, 1]):
             print(f"{kind.pack:32} {kind.name:26} stock: {expected[kind, 1][:110]}")
@@ -207,30 +215,43 @@ def compare(
         jobs = [(kind, 1), (kind, 2), (PLAIN, count % 12)]
         seen = outcomes(server, [(kind.make(1), 0), (kind.make(2), 1), (plain(count % 12), slots - 1)])
         bad = report(jobs, seen, expected)
-        print(f"{kind.pack:32} {kind.name:26} {'; '.join(bad) or 'stock'}", flush=True)
-        wrong[f"{kind.pack}: {kind.name}"] += len(bad)
+        print(f"{kind.pack:32} {kind.name:26} {'; '.join(bad.values()) or 'stock'}", flush=True)
+        wrong |= {("in pairs", job) for job in bad}
     phases = {"mixed": mixed, "plain, after": [(PLAIN, number % 12) for number in range(3 * slots)]}
     for name, jobs in phases.items():
         usable = [job for job in jobs if is_hash(expected[job])]
         targets = [number % slots if name != "mixed" else None for number in range(len(usable))]
         seen = outcomes(server, [(kind.make(n), slot) for (kind, n), slot in zip(usable, targets, strict=True)])
         bad = report(usable, seen, expected)
-        print(f"{name:32} {len(usable)} jobs, {len(bad)} differ {'; '.join(bad)}", flush=True)
-        wrong[name] += len(bad)
-    return +wrong
+        print(f"{name:32} {len(usable)} jobs, {len(bad)} differ {'; '.join(bad.values())}", flush=True)
+        wrong |= {(name, job) for job in bad}
+    return wrong
+
+
+def differ_by_order(hosts: Hosts, jobs: set[Job], kinds: list[Kind], expected: dict[Job, str]) -> set[Job]:
+    """Those of the jobs that give other bytes on stock ComfyUI when they run in the opposite order."""
+    order = [PLAIN, *kinds]
+    with hosts.start(None) as server:
+        ordered = sorted(jobs, key=lambda job: (order.index(job[0]), job[1]), reverse=True)
+        return {
+            (kind, number)
+            for kind, number in ordered
+            if outcomes(server, [(kind.make(number), None)])[0] != expected[kind, number]
+        }
 
 
 def is_hash(outcome: str) -> bool:
     return len(outcome) == 64 and " " not in outcome
 
 
-def report(jobs: list[Job], seen: list[str], expected: dict[Job, str]) -> list[str]:
+def report(jobs: list[Job], seen: list[str], expected: dict[Job, str]) -> dict[Job, str]:
     """A word on each job that is not as on stock."""
-    return [
-        f"{kind.pack or 'plain'} {number}: {difference(expected[kind, number], got) if is_hash(got) else got}"
+    return {
+        (kind, number): f"{kind.pack or 'plain'} {number}: "
+        + (difference(expected[kind, number], got) if is_hash(got) else got)
         for (kind, number), got in zip(jobs, seen, strict=True)
         if got != expected[kind, number]
-    ]
+    }
 
 
 def report_cost(hosts: Hosts) -> None:
