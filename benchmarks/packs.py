@@ -1,13 +1,14 @@
 """Jobs of real node packs at the same time: are they, and plain jobs beside and after them, stock ComfyUI's bytes?
 
-    python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…] [--skip-cost | --only-cost]
+    python benchmarks/packs.py COMFYUI_DIR PACKS_DIR [--slots 2,4] [--jobs 40] [--only WORD,…]
+        [--skip-cost | --only-cost]
 
 PACKS_DIR holds node packs, each in a folder of its own; benchmarks/pack_workflows.py and pack_patch_workflows.py have
 workflows for many that are widely used, and those whose pack is missing or does not load are left out. Run it by a
 Python that has what the packs need. Every job runs once on stock ComfyUI, alone. Then, on CPU slots: two jobs of each
-kind at once with a plain one, --jobs mixed jobs in random order, and plain jobs on every slot. Jobs that differ run once
-more on stock ComfyUI, in another order: there are nodes whose results depend on the jobs before. Last, what plain jobs
-cost with the packs installed: COMFY_PARALLEL_PACKS=auto against trust, in turns.
+kind at once with a plain one, --jobs mixed jobs in random order, and plain jobs on every slot. Jobs that differ run
+once more on stock ComfyUI, in another order: there are nodes whose results depend on the jobs before. Last, what plain
+jobs cost with the packs installed: COMFY_PARALLEL_PACKS=auto against trust, in turns.
 """
 
 from __future__ import annotations
