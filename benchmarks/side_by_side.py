@@ -4,12 +4,13 @@
         [--models sdxl,sd15,flux] [--vram-left-gib 12] [--models-dir DIR] [--rounds 2] [--budget-s 300]
 
 Each server is named by what runs in it (`stock`, `ours`, or the directory of another version of comfy_parallel; `*2`
-gives it two slots on the GPU) and by its ComfyUI. All start at once and wait; each in its turn loads a model, runs the
-same jobs, and frees the GPU. The next round goes through them backwards. The table shows images per hour (the best
-turn), the ratio to the first server of the same ComfyUI, whose images are compared byte for byte, the GPU's busy share,
-the memory that the process needs (MiB), and why steps ran eagerly; for one slot of ours also how long an image holds
-the interpreter, if py-spy is installed. `--vram-left-gib` takes so much memory of the GPU that this is left. Timings
-gate nothing. `--device cpu --tiny` proves on a laptop that all of it works.
+gives it two slots on the GPU, `+NAME=VALUE` a variable of the environment) and by its ComfyUI. All start at once and
+wait; each in its turn loads a model, runs the same jobs, and frees the GPU. The next round goes through them backwards.
+The table shows images per hour (the best turn), the ratio to the first server of the same ComfyUI, whose images are
+compared byte for byte, the GPU's busy share, the memory that the process needs (MiB), and why steps ran eagerly; for
+one slot of ours also how long an image holds the interpreter, if py-spy is installed. `--vram-left-gib` takes so much
+memory of the GPU that this is left. Timings gate nothing. `--device cpu --tiny` proves on a laptop that all of it
+works.
 """
 
 from __future__ import annotations
@@ -131,9 +132,11 @@ def make_models(options: argparse.Namespace, work_dir: Path, deadline: Deadline)
 
 def make(named: str, options: argparse.Namespace, work_dir: Path, models_dir: Path) -> Contender:
     what, _, host = named.partition("@")
+    what, *assignments = what.split("+")
     tree, _, count = what.partition("*")
+    env = dict(assignment.split("=", 1) for assignment in assignments)
     slots, host_dir = int(count or 1), Path(host).resolve()
-    base = work_dir / f"{host_dir.name}_{Path(tree).name}{count}"
+    base = work_dir / "_".join([host_dir.name, Path(tree).name, count, *env])
     base.mkdir()
     (base / "models").symlink_to(models_dir, target_is_directory=True)
     is_cpu = options.device == "cpu"
@@ -141,13 +144,14 @@ def make(named: str, options: argparse.Namespace, work_dir: Path, models_dir: Pa
         host_dir,
         base,
         slots=None if tree == "stock" else ",".join([options.device] * (slots if is_cpu else 1)),
-        env={"OMP_NUM_THREADS": "1" if is_cpu else "4", "COMFY_PARALLEL_SLOTS_PER_GPU": str(slots)},
+        env={"OMP_NUM_THREADS": "1" if is_cpu else "4", "COMFY_PARALLEL_SLOTS_PER_GPU": str(slots), **env},
         args=without_front_end(work_dir / "front_end"),
         link=tree in ("stock", "ours"),
         packs=() if tree in ("stock", "ours") else linked(Path(tree).resolve(), work_dir),
         is_cpu=is_cpu,
     )
-    return Contender(f"{Path(tree).name}{f' x{slots}' if slots > 1 else ''}", host_dir, server, slots)
+    name = " ".join([Path(tree).name, *([f"x{slots}"] if slots > 1 else []), *assignments])
+    return Contender(name, host_dir, server, slots)
 
 
 def linked(tree: Path, work_dir: Path) -> list[Path]:
@@ -209,7 +213,7 @@ def take_turn(contender: Contender, model: Model, options: argparse.Namespace, d
     server.request("POST", "/free", {"unload_models": True, "free_memory": True})
     run_jobs(server, [(nothing(), None)], deadline)  # /free is done when the worker has had its turn
     label = f"{contender.name} {contender.host_dir.name}"
-    print(f"{model.name:6}{label:40}{images / seconds * 3600:10.0f} images/h", flush=True)
+    print(f"{model.name:6}{label:44}{images / seconds * 3600:10.0f} images/h", flush=True)
 
 
 def nothing() -> dict[str, Any]:
@@ -218,7 +222,7 @@ def nothing() -> dict[str, Any]:
 
 
 def report(contenders: list[Contender], options: argparse.Namespace) -> None:
-    print(f"\n{'':46}{'images/h':>10}{'ratio':>8}{'busy':>6}{'MiB':>8}{'same bytes':>12}  seconds a job, by turns")
+    print(f"\n{'':50}{'images/h':>10}{'ratio':>8}{'busy':>6}{'MiB':>8}{'same bytes':>12}  seconds a job, by turns")
     for name in options.models:
         for one in contenders:
             if name in one.turns and one.turns[name].seconds_per_image:
@@ -233,7 +237,7 @@ def show(model: str, one: Contender, first: Contender) -> None:
     label = f"{one.name} {one.host_dir.name}"
     turn_by_turn = " ".join(f"{seconds:.2f}" for seconds in turns.seconds_per_image)
     print(
-        f"{model:6}{label:40}{3600 / best:10.0f}{best_base / best:8.2f}{busy:>6}{turns.used_mib:8}"
+        f"{model:6}{label:44}{3600 / best:10.0f}{best_base / best:8.2f}{busy:>6}{turns.used_mib:8}"
         f"{f'{same} of {len(turns.images)}':>12}  {turn_by_turn}"
     )
     if turns.steps:

@@ -18,6 +18,7 @@ from comfy_parallel.weights.gpu.homes import Place
 
 if TYPE_CHECKING:  # Linux only
     from comfy_parallel.weights.files.store import Store
+    from comfy_parallel.weights.spans import Span
 
 _HOSTS_SLICE = "_comfy_tensor_file_slice"  # the host's note on a storage: where in a file it lies
 _OWN_SLICE = "comfy_parallel_slice"
@@ -27,17 +28,23 @@ class _Running:
     """The calling slot's copies that may still run. The regions they read are kept until they are over."""
 
     def __init__(self) -> None:
-        self._copies: deque[tuple[Any, Region]] = deque()
+        self._regions: dict[Region, set[Any]] = {}  # and the streams that copy from each
+        self._ending: deque[tuple[list[Any], Region]] = deque()  # and events after their last copies
         self._lock = threading.Lock()  # A node may have threads of its own.
 
-    def add(self, event: Any, region: Region) -> None:
-        self.drop_finished()
-        self._copies.append((event, region))
+    def add(self, stream: Any, region: Region) -> None:
+        """A copy is queued. Nothing is recorded yet: there are thousands of them in a job."""
+        streams = self._regions.get(region)
+        if streams is None or stream not in streams:
+            with self._lock:
+                self._regions.setdefault(region, set()).add(stream)
 
     def drop_finished(self) -> None:
         with self._lock:
-            while self._copies and self._copies[0][0].query():
-                self._copies.popleft()
+            copied, self._regions = self._regions, {}
+            self._ending.extend(([stream.record_event() for stream in streams], one) for one, streams in copied.items())
+            while self._ending and all(event.query() for event in self._ending[0][0]):
+                self._ending.popleft()
 
 
 _running: SlotLocal[_Running] = SlotLocal(_Running)
@@ -91,16 +98,21 @@ def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
     place = _place_of(tensor) if type(tensor) in (torch.Tensor, torch.nn.Parameter) else None
     if place is None or (target.dtype, target.shape) != (tensor.dtype, tensor.shape) or not target.is_contiguous():
         return False
-    region, span = place
-    with torch.cuda.stream(stream):  # None: as it is
-        queue = torch.cuda.current_stream(target.device)
-        left = region.pins.read(
-            [(0, span.offset, tensor.nbytes)],
-            queue,
-            store.may_pin,
-            lambda pieces: copies.copy_pinned(region, [span], [target], pieces),
-        )
-        _running.get().add(queue.record_event(), region)
+    queue = torch.cuda.current_stream(target.device)
+    if stream is None or stream == queue:  # as the host asks
+        return _copy(store, *place, target, queue)
+    with torch.cuda.stream(stream):
+        return _copy(store, *place, target, torch.cuda.current_stream(target.device))
+
+
+def _copy(store: Store, region: Region, span: Span, target: Any, queue: Any) -> bool:
+    left = region.pins.read(
+        [(0, span.offset, target.nbytes)],
+        queue,
+        store.may_pin,
+        lambda pieces: copies.copy_pinned(region, [span], [target], pieces),
+    )
+    _running.get().add(queue, region)
     return not left
 
 

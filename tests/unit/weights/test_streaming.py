@@ -159,6 +159,8 @@ def test_memory_that_is_read_is_kept_until_that_is_over(
     other = write(Path(path).with_name("b.safetensors"), weight=numbers(ROWS, 4), bias=numbers(ROWS))
     again = loaded(store, other, slots[0])
     copied(store, again.weight, slots[0])
+    with entered(slots[0]):
+        loading.between_jobs(was_freed=False)
     collect()
     store.drop_unused()
     assert len(store.files()) == 1
