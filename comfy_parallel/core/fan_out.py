@@ -14,6 +14,7 @@ PARTICIPANTS = "participants"  # And how many there are.
 COLLECTOR = "collector_id"  # The hidden input that says which node of the job a collector is or stands for.
 OPENING = "opening"  # The hidden input that tells one opening of a node that hands out items from another.
 PULLER = "puller_id"  # The hidden input that says which node of the job one that hands out items stands for.
+END = "ParallelShareEnd"  # The class of the node that makes a host compute a collector which no output node needs.
 BY_MODE = "mode"  # The input that says of some nodes whether they hand out items one at a time.
 MOST_PARTICIPANTS = 64
 MOST_BRANCHES = 10
@@ -87,6 +88,13 @@ class Plan:
         told = {node_id: self._told(node_id, participant) for node_id in self.prompt}
         wanted = upstream(told, self.collectors_of(participant))
         return {node_id: node for node_id, node in told.items() if node_id in wanted}
+
+    def outputs_of(self, participant: int) -> dict[str, Any]:
+        """Nodes that a host needs besides to compute a share: it computes what output nodes are made from."""
+        return {
+            f"{collector}.end": {"class_type": END, "inputs": {"value": [collector, 0]}}
+            for collector in self.collectors_of(participant)
+        }
 
     def share_graph(self, collector: str, participant: int, prefix: str) -> dict[str, Any]:
         """The same for one collector, as nodes to add to the job that runs: only what differs is there again.

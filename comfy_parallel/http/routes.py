@@ -10,7 +10,18 @@ from aiohttp import web
 
 from comfy_parallel.errors import BadRequest
 from comfy_parallel.host import facts
-from comfy_parallel.http import checks, dashboard, distributed, jobs, preload, probes, replies, status, workers
+from comfy_parallel.http import (
+    checks,
+    dashboard,
+    distributed,
+    jobs,
+    preload,
+    probes,
+    questions,
+    replies,
+    status,
+    workers,
+)
 from comfy_parallel.http.targets import chosen_slots, header_target
 from comfy_parallel.weights import report
 
@@ -25,6 +36,7 @@ def add_routes(server: Any, front: Any, models_of: status.ModelsOf, submit: dist
     _add_closing(routes, front)
     dashboard.add_routes(server, front, models_of, lambda: report.weights_json(facts.weight_name))
     workers.add_routes(routes)
+    questions.add_routes(routes)
     distributed.add_routes(server, front, submit)
     jobs.add_route(routes, front)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from comfy_parallel.fleet import questions
 from comfy_parallel.http.health import Answers
 from comfy_parallel.slots.items import SENSITIVE, QueueItem, view_of
 from comfy_parallel.slots.slot import Slot
@@ -29,6 +30,7 @@ def queue_all_json(front: Any, models_of: ModelsOf) -> str:
         queues=_array(queues),
         unassigned=_array(map(_item_json, seen.unassigned)),
         waiting_to_run_alone=_json(seen.waiting_to_run_alone),
+        takes_shares=_json(questions.is_known("shares")),
         kinds=_json(front._dispatcher.kinds and front._dispatcher.kinds.json),
         total_running=_json(sum(map(len, seen.running))),
         total_pending=_json(sum(map(len, seen.pending)) + len(seen.unassigned)),

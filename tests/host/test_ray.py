@@ -13,6 +13,8 @@ from PIL import Image
 from tests.host.conftest import MakeServer
 from tests.host.jobs import eventually, new_key, outcome, slots_shown
 from tests.host.server import JSON, HostServer
+from tests.host.test_fan_out import SEED, alone, pixels, shared
+from tests.host.test_fan_out_processes import run, told, values
 from tests.host.workflows import Workflow, node, txt2img
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install ray")
@@ -67,6 +69,15 @@ def test_each_machine_gives_the_bytes_of_the_front(front: HostServer) -> None:
             pictures.append(picture.tobytes())
     assert pictures[1:] == pictures[:1] * 2
     assert len(front.output_files()) == 3
+
+
+def test_shares_of_a_job_come_through_the_object_store(front: HostServer) -> None:
+    expected = alone(front, 3)
+    for slot in (0, 1):
+        assert pixels(front, run(front, shared(SEED), slot)) == expected
+        entry = run(front, told(100, seconds=2.0, count=3), slot)
+        assert [seed for seed, _ in values(entry)] == [100, 101, 102]
+        assert len({process for _, process in values(entry)}) == 3
 
 
 def test_strangers_are_not_answered(front: HostServer) -> None:

@@ -54,6 +54,7 @@ class RemoteHost:
         self.fetched = Fetched()
         self.ability: Ability | None = None
         self.numbers: tuple[int, ...] = ()  # of the slots that it has itself, if it has our package
+        self.takes_shares = False  # It has our package, and asks for what its part of a job needs.
         self.reports: list[dict[str, Any]] = []  # one for each of its devices
         self.state = CONNECTING
         self.problem: str | None = None
@@ -122,6 +123,20 @@ class RemoteHost:
         self._abandoned.add(job_id)
         with entered(None):
             self.run(self._cancel_abandoned())
+
+    async def fetch(self, path: str) -> bytes:
+        """The bytes that are there under a path, by the way that values take. Raises RemoteError."""
+        if self.values is None:
+            return await self.wire.fetch(path)
+        found: bytes = await asyncio.wrap_future(self.values.fetch(path))
+        return found
+
+    async def bring(self, path: str, value: bytes) -> None:
+        """Put these bytes there. Raises RemoteError."""
+        if self.values is None:
+            await self.wire.bring(path, value)
+        else:
+            await asyncio.wrap_future(self.values.bring(path, value))
 
     async def cancel(self, job_id: str) -> bool:
         """End a job there, whether it runs or waits; whether it had not begun.
@@ -229,12 +244,13 @@ class RemoteHost:
                 raise
         else:
             own = [queue for queue in told["queues"] if queue.get("kind") != "remote"]
+            self.takes_shares = told.get("takes_shares") is True
             self.numbers = tuple(queue["gpu_id"] for queue in own)
             self.reports = [_report(queue.get("device_name"), queue.get("vram"), queue.get("models")) for queue in own]
             return
         stats = await self.wire.get("/system_stats")
         devices = stats.get("devices") if isinstance(stats, dict) else None
-        self.numbers = ()
+        self.numbers, self.takes_shares = (), False
         self.reports = [
             _report(one.get("name"), {"total_bytes": one.get("vram_total"), "free_bytes": one.get("vram_free")})
             for one in (devices or [])[:1]  # It uses one, whatever others it sees.

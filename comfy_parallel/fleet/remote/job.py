@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_parallel.errors import CannotRunThere, JobLost, RemoteError
-from comfy_parallel.fleet.remote import pictures
+from comfy_parallel.fleet.remote import answering, asking, pictures
 from comfy_parallel.fleet.remote.host import RemoteHost
 from comfy_parallel.fleet.remote.outputs import Outputs
 from comfy_parallel.fleet.remote.wire import Socket
@@ -102,6 +102,7 @@ class RemoteJob:
                             return entry
                     else:
                         await self._submit(socket, prompt)
+                    await self._answer()  # Its word that it asks may have been lost.
                     if not await self._listen(socket):
                         return None
                     entry = await self._host.entry(self._id)
@@ -171,6 +172,7 @@ class RemoteJob:
             if message is not None:
                 heard = time.monotonic()
             elif time.monotonic() - heard > _SILENT_S:
+                await self._answer()
                 if await self._host.entry(self._id) is not None:
                     return True
                 heard = time.monotonic()
@@ -187,10 +189,17 @@ class RemoteJob:
             return False
         if data.get("prompt_id", self._order.prompt_id) != self._order.prompt_id:
             return False  # another job's, which this host may have besides
+        if kind == asking.TOLD:
+            await self._answer()
+            return False
         if kind == "executing" and data.get("node") is None:
             return True
         await self._tell(kind, data)
         return False
+
+    async def _answer(self) -> None:
+        if self._order.extra_data.get(asking.ASKS):
+            await answering.answer_all(self._host, self._id)
 
     async def _tell(self, kind: str, data: dict[str, Any]) -> None:
         if kind in _MESSAGES:

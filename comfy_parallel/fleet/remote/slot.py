@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_parallel.core.scope import BODY_FIELD, SETTLED_FIELD
 from comfy_parallel.errors import CannotRunThere, JobLost, RemoteError
+from comfy_parallel.fleet.remote import answering, asking
 from comfy_parallel.fleet.remote.host import READY, RemoteHost
 from comfy_parallel.fleet.remote.job import Order, RemoteJob
 from comfy_parallel.host import files, secrets
@@ -87,6 +88,11 @@ class RemoteSlot:
         except RemoteError as error:
             logger.warning("%s: it could not be told to free its memory: %s", self.slot.name, error)
 
+    @property
+    def takes_shares(self) -> bool:
+        """Whether it can be asked for what its part of a job gives."""
+        return self.host.takes_shares
+
     # Which jobs.
 
     def why_not(self, item: Any) -> str | None:
@@ -122,11 +128,13 @@ class RemoteSlot:
         server.client_id = extra_data.get("client_id")
         executor.success, executor.status_messages = False, []
         executor.history_result = {"outputs": {}, "meta": {}}
+        role = answering.role()
+        ends = {} if role is None or not role[0] else role[1][0].outputs_of(role[0])
         order = Order(
             prompt_id=str(prompt_id),
-            prompt=prompt,
-            extra_data=self._sent(extra_data),
-            outputs=outputs,
+            prompt={**prompt, **ends},
+            extra_data=self._sent(extra_data, is_shared=role is not None),
+            outputs=list(ends) or outputs,
             client_id=server.client_id,
             features=self._features(server),
             headers=self._headers,
@@ -165,10 +173,13 @@ class RemoteSlot:
             self._refused.popitem(last=False)
         items.judge_again()
 
-    def _sent(self, extra_data: dict[str, Any]) -> dict[str, Any]:
+    def _sent(self, extra_data: dict[str, Any], *, is_shared: bool) -> dict[str, Any]:
         """What of a job's `extra_data` the other side is sent."""
         kept = _OURS if self._sends_keys else _OURS.union(secrets.names())
-        return {**{name: value for name, value in extra_data.items() if name not in kept}, _FORWARDED: True}
+        told: dict[str, Any] = {name: value for name, value in extra_data.items() if name not in kept}
+        if is_shared or isinstance(told.get("participants"), list):  # These are slots of ours.
+            told.pop("participants", None)
+        return told | {_FORWARDED: True} | ({asking.ASKS: True} if is_shared else {})
 
     @property
     def _headers(self) -> dict[str, str]:

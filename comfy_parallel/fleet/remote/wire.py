@@ -44,6 +44,18 @@ class Wire:
         async with self._request("POST", path, json=body, headers=headers, timeout_s=LONG_S) as reply:
             return await _json(reply)
 
+    async def fetch(self, path: str) -> bytes:
+        """The bytes of a reply."""
+        async with self._request("GET", path, timeout_s=None) as reply:
+            with _translated():
+                return await reply.read()
+
+    async def bring(self, path: str, value: bytes) -> None:
+        """Put these bytes there."""
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._request("PUT", path, data=value, headers=headers, timeout_s=None):
+            return
+
     async def upload(self, path: Path, kind: str, subfolder: str, name: str) -> dict[str, Any]:
         """Send a file, under another name if there is another one of its name; what became of it."""
         with path.open("rb") as file:

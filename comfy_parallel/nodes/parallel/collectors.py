@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from comfy_parallel.core.fan_out import COLLECTOR, MOST_BRANCHES, MOST_PARTICIPANTS, PARTICIPANT, PULLER, Plan
+from comfy_parallel.core.fan_out import COLLECTOR, END, MOST_BRANCHES, MOST_PARTICIPANTS, PARTICIPANT, PULLER, Plan
 from comfy_parallel.nodes.parallel import branches, fan_out
 from comfy_parallel.nodes.parallel.combine import combined
 from comfy_parallel.nodes.parallel.job import Job, Values, plan_of
@@ -64,6 +64,7 @@ def nodes(check_interrupt: Callable[[], None]) -> dict[str, type]:
         ),
         branches.COLLECTOR_NAME: branches.collector(gather_branches),
         REST: _rest(check_interrupt),
+        END: ParallelShareEnd,
     }
 
 
@@ -123,6 +124,28 @@ def _collector(
         "collect": collect,
     }
     return type(name, (), fields)
+
+
+class ParallelShareEnd:
+    """Has a share's collector computed, on a host that was sent the share by another one. Only that one makes it."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "end"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    CATEGORY = CATEGORY
+    DEPRECATED = True  # Front ends leave it out of their menus.
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        return {"required": {"value": (ANY,)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **given: Any) -> float:  # noqa: N802 - the host's name
+        return never_cached()
+
+    def end(self, value: Any) -> dict[str, Any]:
+        return {}
 
 
 def _rest(check_interrupt: Callable[[], None]) -> type:

@@ -11,6 +11,8 @@ from typing import Any
 from comfy_parallel.core.fan_out import Classes, plans
 from comfy_parallel.core.states import SlotState
 from comfy_parallel.fleet import worker_side
+from comfy_parallel.fleet.remote import asking
+from comfy_parallel.host import facts
 from comfy_parallel.nodes.parallel import choice, elsewhere, offering
 from comfy_parallel.nodes.parallel.gathering import Gathering
 from comfy_parallel.nodes.parallel.job import FanOut, Job, Round
@@ -45,6 +47,10 @@ def fanning_out(execute: Callable[..., Any]) -> Callable[..., Any]:
             return _as(elsewhere.job_here(prompt, _classes), run)
         if slot.run is not None and slot.run.share is not None:
             return _run_share(self, prompt_id, slot, run)
+        if asking.ASKS in (extra_data or {}):
+            return _run_for_other_server(self.server, prompt, prompt_id, slot, run)
+        if not offering.takes_shares(slot):  # Who computes it shares it out, if it can.
+            return run()
         only = choice.slots_of(extra_data)
         planned = plans(prompt, execute_outputs, _classes, choice.count(extra_data, slots_in_all()))
         if not planned:
@@ -80,6 +86,21 @@ def _as(job: Job | None, run: Callable[[], Any]) -> Any:
         return run()
     finally:
         _RUNNING.reset(token)
+
+
+def _run_for_other_server(server: Any, prompt: Any, job_id: str, slot: Slot, run: Callable[[], Any]) -> Any:
+    """Run a job, or a share of one, that another server has shared out."""
+    told, client_id = {"prompt_id": job_id}, slot.run.client_id if slot.run is not None else None
+    line = asking.Line(job_id, lambda: server.send_sync(asking.TOLD, told, client_id), facts.raise_if_interrupted)
+    try:
+        job = elsewhere.job_of(prompt, _classes, line.ask, elsewhere.PLAIN)
+        if job is None:
+            return run()
+        offering.running[slot.index] = job
+        return _as(job, run)
+    finally:
+        offering.running.pop(slot.index, None)
+        line.close()
 
 
 def _run_parent(queue: Any, slot: Slot, job: FanOut, only: Collection[int] | None, run: Callable[[], Any]) -> Any:

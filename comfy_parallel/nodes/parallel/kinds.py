@@ -64,7 +64,11 @@ def known_before(**bounds: tuple[int, int] | None) -> classmethod[Any, Any, Any]
     """
 
     def validate(cls: type, /, **given: Any) -> bool | str:
+        if given.get(PARTICIPANT, 0) not in (0, [0]):
+            return True  # It is a share, of a job that was checked.
         for name, value in given.items():
+            if name == PARTICIPANT:
+                continue
             value = value[0] if isinstance(value, list | tuple) else value
             if value is None:
                 return f"{name} is connected, but must be known before the job runs; write the value into the node"
@@ -75,8 +79,9 @@ def known_before(**bounds: tuple[int, int] | None) -> classmethod[Any, Any, Any]
                 return f"{name} is {value!r}; write a JSON list of the ids of workers"
         return True
 
-    names = [*bounds, "enabled_worker_ids"]
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", *names)]
+    names = ("cls", *bounds, "enabled_worker_ids")
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    parameters.append(inspect.Parameter(PARTICIPANT, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=0))
     # The host reads the names off the signature: it no longer checks the bounds of those that stand there.
     validate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return classmethod(validate)

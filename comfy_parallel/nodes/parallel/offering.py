@@ -13,7 +13,7 @@ from comfy_parallel.slots.slot import Slot, interrupt_job, slots
 
 _COMES = frozenset((SlotState.IDLE, SlotState.OFFERED, SlotState.RUNNING, SlotState.RETURNING, SlotState.AWAY))
 _waiting: dict[str, tuple[FanOut, Round, Any]] = {}  # What is queued, by the id of its job.
-running: dict[int, FanOut] = {}  # What is shared out and runs now, the job or its share, by the index of the slot.
+running: dict[int, Any] = {}  # A `FanOut`, or a `FarJob` of another server, by the slot that runs it.
 
 
 def taken(child_id: str) -> tuple[FanOut, Round, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from comfy_parallel.fleet import questions
 from comfy_parallel.graphs import per_slot
 from comfy_parallel.graphs.stepper import StepStats
 from comfy_parallel.http import status
@@ -129,6 +130,7 @@ def test_the_whole_reply(busy: Any) -> None:
         ],
         "unassigned": [item[:5] for item in seen.unassigned],
         "waiting_to_run_alone": [],
+        "takes_shares": questions.is_known("shares"),
         "kinds": None,
         "total_running": 1,
         "total_pending": 3,

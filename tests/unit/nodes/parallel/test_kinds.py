@@ -18,7 +18,7 @@ class Node:
 
 def test_the_host_finds_the_names() -> None:
     names = inspect.getfullargspec(Node.VALIDATE_INPUTS).args
-    assert names == ["cls", "participants", "load_balance", "enabled_worker_ids"]
+    assert names == ["cls", "participants", "load_balance", "enabled_worker_ids", "participant"]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_the_host_finds_the_names() -> None:
         ({"load_balance": (None,)}, "load_balance is connected"),
         ({"enabled_worker_ids": (None,)}, "enabled_worker_ids is connected"),
         ({"participants": [-1]}, "participants is -1; write a number from 0 to 64"),
+        ({"participants": [65], "participant": [3]}, True),  # a share of a job that was checked
         ({"participants": [65]}, "participants is 65; write a number from 0 to 64"),
         ({"enabled_worker_ids": ["1, 2"]}, "enabled_worker_ids is '1, 2'"),
     ],
