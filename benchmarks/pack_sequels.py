@@ -10,6 +10,7 @@ choosers of each kind. Frames and pictures are compared with those of the same j
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -34,7 +35,11 @@ Answer = Callable[[HostServer], bool]
 
 
 def main() -> int:
-    comfyui, packs_dir = map(Path, sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path, metavar="COMFYUI_DIR")
+    parser.add_argument("packs", type=Path, metavar="PACKS_DIR")
+    options = parser.parse_args()
+    comfyui, packs_dir = options.comfyui, options.packs
     names = ("ComfyUI-VideoHelperSuite", "cg-image-picker", "cg-image-filter")
     with tempfile.TemporaryDirectory() as made:
         hosts = Hosts(comfyui, Path(made), [packs_dir / name for name in names if (packs_dir / name).is_dir()])
