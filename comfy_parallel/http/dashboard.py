@@ -33,7 +33,9 @@ _KINDS = {
 }
 _SAFE = {
     # The page is made of its own files only; nothing that a job is called can become code.
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'",
+    # Nor may another site's page show it in a frame and have its buttons pressed.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-cache",

@@ -56,6 +56,8 @@ def _slot(front: Any, answers: Answers, running: list[Any], pending: int) -> Par
         **slot_state(front, slot.index),
         "device": slot.place,
         "device_name": answers.device_name,
+        "kind": slot.kind,
+        "worker": None if slot.process is None else slot.process.state,
         "health": answers.health,
         "error": answers.error,
         "vram": None if answers.memory is None else {kind: _coarse(size) for kind, size in answers.memory.items()},

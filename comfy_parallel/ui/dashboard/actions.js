@@ -1,5 +1,7 @@
 /** What the page asks the server to do, by routes that everybody may use. */
 
+import { reasonOf } from "./feed.js";
+
 export class Actions {
   /** root: the address under which ComfyUI's routes are. */
   constructor(root) {
@@ -20,7 +22,7 @@ export class Actions {
   async files(folder) {
     const reply = await fetch(new URL(`models/${folder}`, this.root));
     if (reply.status === 404) return []; // this ComfyUI has no such folder
-    if (!reply.ok) throw new Error(await reason(reply));
+    if (!reply.ok) throw new Error(await reasonOf(reply));
     return reply.json();
   }
 
@@ -41,17 +43,6 @@ export class Actions {
       headers: { "Content-Type": "application/json", ...headers },
       body: JSON.stringify(body),
     });
-    if (!reply.ok) throw new Error(await reason(reply));
-  }
-}
-
-/** Why a request was refused, in the server's words. */
-async function reason(reply) {
-  const text = await reply.text();
-  try {
-    const { message, details } = JSON.parse(text).error;
-    return [message, details].filter(Boolean).join("; ");
-  } catch {
-    return `${reply.status} ${reply.statusText}`;
+    if (!reply.ok) throw new Error(await reasonOf(reply));
   }
 }

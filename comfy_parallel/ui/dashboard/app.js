@@ -59,8 +59,14 @@ function showConnection() {
   setText(byId("totals"), server ? t("totals", { running: count(server.running), waiting: count(server.waiting) }) + (server.refuses_jobs ? ` · ${t("refuses")}` : "") : "");
   document.title = server ? `${server.running}/${server.slots} · comfy_parallel` : "comfy_parallel";
   show(byId("banner"), feed.connection === "lost");
-  if (feed.connection === "lost") setText(byId("banner"), t("lost", { time: feed.lostAt.toLocaleTimeString(currentLanguage()) }));
+  if (feed.connection === "lost") setText(byId("banner"), whyLost());
   for (const button of document.querySelectorAll("header button, main button")) button.disabled = feed.connection !== "live";
+}
+
+function whyLost() {
+  const time = feed.lostAt.toLocaleTimeString(currentLanguage());
+  if (!feed.refusal) return t("lost", { time });
+  return t([401, 403].includes(feed.refusal.status) ? "lost.login" : "lost.refused", { time, ...feed.refusal });
 }
 
 /** What grows with time: how long jobs run, wait, have ended. */

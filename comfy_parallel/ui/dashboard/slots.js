@@ -45,7 +45,8 @@ function updateCard(card, slot, feed, act) {
   setAttribute(card, "data-state", slot.state);
   setAttribute(card, "data-health", slot.health);
   setText(find("top").firstChild, slotName(slot.gpu_id));
-  setText(find("device"), [slot.device, slot.device_name].filter(Boolean).join(" · "));
+  setText(find("device"), [slot.device, slot.device_name, kindOf(slot)].filter(Boolean).join(" · "));
+  setAttribute(find("device"), "title", find("device").textContent);
   setText(find("state"), t(`state.${slot.state}`) + (slot.refuses_jobs ? ` · ${t("refuses")}` : ""));
   const isClosed = ["paused", "draining", "suspended", "failed"].includes(slot.state);
   show(find("pause"), !isClosed);
@@ -61,6 +62,12 @@ function updateCard(card, slot, feed, act) {
   setText(find("counts"), t("counts", { ended: count(ended), failed: count(metrics.jobs_failed), average: seconds(metrics.average_busy_seconds) }));
   setText(find("pending"), t("pending", { n: count(slot.pending) }));
   setText(find("steps"), slot.graphs.on ? t("steps.on", { n: count(slot.graphs.replays ?? 0) }) : t("steps.off", { reason: slot.graphs.reason ?? "" }));
+}
+
+/** Where the slot's jobs run, unless in the server's own process; and what that one does, unless it is ready. */
+function kindOf(slot) {
+  if (slot.worker === null || slot.worker === undefined) return "";
+  return t(`kind.${slot.kind}`) + (slot.worker === "ready" ? "" : ` (${t(`worker.${slot.worker}`)})`);
 }
 
 function updateJob(card, find, slot, feed, act) {
