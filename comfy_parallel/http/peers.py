@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Any
 
 from aiohttp import web
@@ -14,8 +13,7 @@ from comfy_parallel.core.scope import Scope
 USER_HEADER = "comfy-user"  # the host's, where it was started with --multi-user
 ORDER_HEADER = "X-Client-Order"
 _CLIENT_QUERY = ("client_id", "clientId")
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
-_UUID4 = re.compile(r".{14}4.{4}[89ab]", re.IGNORECASE)
+_OF_THE_SDK = tuple(("client_id", "prompt", *place) for place in ((), ("front",), ("number",)))
 
 _trusted: tuple[str, ...] = ()
 _fair_by = "client"
@@ -84,14 +82,9 @@ def _expects_one_worker(request: web.Request, data: dict[str, Any]) -> bool:
     """Whether this was sent by a client whose loop follows one job at a time.
 
     krita-ai-diffusion marks all of its requests for a tunnel, and sends nothing but these three fields. The SDK
-    @saintno/comfyui-sdk sends JSON as plain text, and makes ids of the shape of a UUID of any random digits.
+    @saintno/comfyui-sdk sends JSON as plain text, with the client's id before the workflow and a place in the queue at
+    most behind it. Its users choose the id.
     """
     if "skip_zrok_interstitial" in request.headers and data.keys() == {"prompt", "client_id", "prompt_id"}:
         return True
-    client_id = data.get("client_id")
-    return (
-        request.content_type == "text/plain"
-        and isinstance(client_id, str)
-        and _UUID.fullmatch(client_id) is not None
-        and _UUID4.match(client_id) is None
-    )
+    return request.content_type == "text/plain" and (*data,) in _OF_THE_SDK

@@ -16,13 +16,14 @@ from comfy_parallel.nodes.parallel import fan_out
 from comfy_parallel.patching.engine import Fit, Patch
 from comfy_parallel.patching.namespaces import View, with_globals
 from comfy_parallel.patching.sources import ModuleSource
-from comfy_parallel.slots import loops, lost_devices
+from comfy_parallel.slots import loops, lost_devices, spent_errors
 from comfy_parallel.slots.queues import build_queue_class
 from comfy_parallel.slots.worker import start_from_call
 
 FAN_OUT = "one workflow over all slots"
 RETRIES = "a second run of jobs that find no memory"
 LOST_DEVICES = "noticing that a GPU is lost"
+SPENT_ERRORS = "dropping the frames of errors"
 
 _METHODS = {
     "put": ("self", "item"),
@@ -115,6 +116,15 @@ PATCHES: tuple[Patch, ...] = (
         spare=True,
         why="A GPU that is lost to this process fails every job that its slots take.",
         until="the host notices that itself",
+    ),
+    Patch(
+        target="execution:PromptExecutor.handle_execution_error",
+        wrap=spent_errors.dropping_frames,
+        params=("self", "prompt_id", "prompt", "current_outputs", "executed", "error", "ex"),
+        feature=SPENT_ERRORS,
+        spare=True,
+        why="An error that a node pack keeps holds the tensors of each job that it ended.",
+        until="the host drops the frames of errors that it has told",
     ),
     Patch(
         target="execution:PromptExecutor.execute",

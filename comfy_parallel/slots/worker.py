@@ -14,6 +14,7 @@ from comfy_parallel.slots import device, lost_devices, warming
 from comfy_parallel.slots.host_worker import RunWorker, calling_worker, replace_worker
 from comfy_parallel.slots.items import error_text
 from comfy_parallel.slots.slot import Slot, entered, slots
+from comfy_parallel.slots.spent_errors import drop_frames
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Worker:
             error = raised
         lost_devices.look(self.slot, error)
         failed = self._end_jobs(error)
-        BaseException.with_traceback(error, None)  # Its frames hold the dead executor, and with it device memory.
+        drop_frames(error)  # They hold the dead executor, and with it device memory.
         del error
         if time.monotonic() - started > _HEALTHY_AFTER_S or failed:
             self._pause_s = _FIRST_PAUSE_S
@@ -87,7 +88,7 @@ class Worker:
         except BaseException as raised:  # So may what nodes have put around the queue's and the server's methods.
             text = f"{type(raised).__name__}: {error_text(raised)}"
             logger.error("%s: %s while a job was ended as an error", self.slot.name, text)
-            BaseException.with_traceback(raised, None)
+            drop_frames(raised)
             return True
 
 

@@ -34,6 +34,17 @@ def raises(kind: str) -> Workflow:
     return {"bad": node("CPTRaises", kind=kind), "out": node("CPTOut", value=["bad", 0])}
 
 
+def test_an_error_that_its_node_keeps_holds_nothing_of_the_jobs_that_it_ended(server: HostServer) -> None:
+    def go(raises: bool) -> Workflow:
+        return {"go": node("CPTKeptError", raises=raises), "out": node("CPTOut", value=["go", 0])}
+
+    for _ in range(2):
+        entry = server.run(go(True), 0)
+        assert "one and the same object" in message(entry, "execution_error")["exception_message"]
+        assert message(entry, "execution_error")["traceback"]
+    assert shown(server.run(go(False), 0)) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_job_fails_and_nothing_else(server: HostServer, kind: str) -> None:
     with server.websocket() as client:

@@ -137,7 +137,7 @@ def test_a_priority_that_is_no_number_is_refused(server: HostServer) -> None:
 # The order of one client's jobs.
 
 KRITA = {"skip_zrok_interstitial": "1"}
-SAINTNO_ID = "0f0e9d8c-7b6a-f5d4-0c3b-2a1908f7e6d5"  # of a UUID's shape, but random in all of its digits
+PLAIN = {"Content-Type": "text/plain;charset=UTF-8"}
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,33 @@ SAINTNO_ID = "0f0e9d8c-7b6a-f5d4-0c3b-2a1908f7e6d5"  # of a UUID's shape, but ra
         ("asks-in-body", {"extra_data": {"client_order": "in-order"}}, {}),
         ("asks-by-header", {}, {"X-Client-Order": "in-order"}),
         ("krita", {"prompt_id": str(uuid.uuid4())}, KRITA),
-        (SAINTNO_ID, {}, {"Content-Type": "text/plain;charset=UTF-8"}),
     ],
 )
 def test_a_client_written_for_one_worker_gets_its_jobs_one_at_a_time(
     server: HostServer, client_id: str, fields: JSON, headers: dict[str, str]
 ) -> None:
+    assert_it_waits(server, client_id, prompt_body(quick(1030), client_id=client_id, **fields), headers)
+
+
+@pytest.mark.parametrize("place", [{}, {"number": 3}])
+def test_the_sdk_that_sends_text_gets_them_one_at_a_time_whatever_its_id(server: HostServer, place: JSON) -> None:
+    body = {"client_id": "chosen by its user", "prompt": quick(1032 + len(place)), **place}
+    assert_it_waits(server, "chosen by its user", json.dumps(body).encode(), PLAIN)
+
+
+def test_a_script_that_sends_json_as_text_may_use_all_slots(server: HostServer) -> None:
+    with server.websocket("a script") as client:
+        first = start_held(server, client, 0)
+        body = {"prompt": quick(1035), "client_id": "a script"}
+        second = send(server, "/prompt", json.dumps(body).encode(), headers=PLAIN)[1]["prompt_id"]
+        assert outcome(server.wait([second])[second]) == "success"
+        release(server, first)
+
+
+def assert_it_waits(server: HostServer, client_id: str, body: bytes, headers: dict[str, str]) -> None:
+    """This request's job waits while another of its client runs, and jobs of others do not."""
     with server.websocket(client_id) as client:
         first = start_held(server, client, 0)
-        body = prompt_body(quick(1030), client_id=client_id, **fields)
         status, second = send(server, "/prompt", body, headers=headers)
         assert status == 200, second
         others = server.submit(quick(1031), client_id="somebody else")["prompt_id"]

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -76,4 +77,32 @@ class CPTRaises:
         return (0,)
 
 
-NODES = {CPTRaises.__name__: CPTRaises}
+KEPT = ValueError("one and the same object each time")
+
+
+class CPTKeptError:
+    """Raises an error that this module keeps, or shows how many frames that one has kept."""
+
+    CATEGORY = "comfy_parallel/test"
+    FUNCTION = "go"
+    RETURN_TYPES = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"raises": ("BOOLEAN", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        return never_cached()
+
+    def go(self, raises: bool) -> tuple[int]:
+        if raises:
+            try:
+                raise KeyError("handled meanwhile")
+            except KeyError:
+                raise KEPT  # noqa: B904 - it is to have a context
+        errors = (KEPT, KEPT.__context__)
+        return (sum(len(list(traceback.walk_tb(one.__traceback__))) for one in errors if one is not None),)
+
+
+NODES = {node.__name__: node for node in (CPTRaises, CPTKeptError)}

@@ -106,7 +106,11 @@ def test_no_patch_imports_a_module_of_the_host() -> None:
 def test_every_feature_is_one_that_can_be_switched_off_or_done_without() -> None:
     always = {"core", "device nodes", "one workflow over all slots", "speed"}
     always |= {"a pace of its own for each client", "a check of what nodes show"}
-    always |= {"a second run of jobs that find no memory", "noticing that a GPU is lost"}
+    always |= {
+        "a second run of jobs that find no memory",
+        "noticing that a GPU is lost",
+        "dropping the frames of errors",
+    }
     assert {patch.feature for patch in patches.ALL} == {*always, "weights", "graphs"}
     assert {patch.feature for patch in patches.without({"weights", "graphs"})} == always
     assert {patch.feature for patch in patches.without({"weights"})} == {*always, "graphs"}
