@@ -156,14 +156,14 @@ def test_a_client_written_for_one_worker_gets_its_jobs_one_at_a_time(
 
 @pytest.mark.parametrize("place", [{}, {"number": 3}])
 def test_the_sdk_that_sends_text_gets_them_one_at_a_time_whatever_its_id(server: HostServer, place: JSON) -> None:
-    body = {"client_id": "chosen by its user", "prompt": quick(1032 + len(place)), **place}
-    assert_it_waits(server, "chosen by its user", json.dumps(body).encode(), PLAIN)
+    body = {"client_id": "chosen-by-its-user", "prompt": quick(1032 + len(place)), **place}
+    assert_it_waits(server, "chosen-by-its-user", json.dumps(body).encode(), PLAIN)
 
 
 def test_a_script_that_sends_json_as_text_may_use_all_slots(server: HostServer) -> None:
-    with server.websocket("a script") as client:
+    with server.websocket("a-script") as client:
         first = start_held(server, client, 0)
-        body = {"prompt": quick(1035), "client_id": "a script"}
+        body = {"prompt": quick(1035), "client_id": "a-script"}
         second = send(server, "/prompt", json.dumps(body).encode(), headers=PLAIN)[1]["prompt_id"]
         assert outcome(server.wait([second])[second]) == "success"
         release(server, first)
