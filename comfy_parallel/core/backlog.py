@@ -41,8 +41,9 @@ class Backlog:
 
     @property
     def is_over(self) -> bool:
-        """Whether more waits than may."""
-        return len(self._waiting) > self._limits.messages or self.size_bytes > self._limits.size_bytes
+        """Whether more waits than may. The oldest has its turn however large it is: no client could read it sooner."""
+        behind = self.size_bytes - (self._waiting[0].size if self._waiting else 0)
+        return len(self._waiting) > self._limits.messages or behind > self._limits.size_bytes
 
     def put(self, one: Waiting) -> None:
         """Let it wait behind the others."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import decimal
 import functools
 import gc
 import locale
 import logging
+import multiprocessing
 import operator
 import os
 import random
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -35,7 +39,7 @@ logger = logging.getLogger(__name__)
 _SIGNAL = "signal handler of "
 _LOGGER = "level of logger "
 _NOT_HANDLED = (signal.SIGKILL, signal.SIGSTOP)
-_HANDLERS, _FILTERS = "the root logger's handlers", "the warning filters"
+_HANDLERS, _FILTERS, _FACTORY = "the root logger's handlers", "the warning filters", "logging's record factory"
 _GROWS_BY_IMPORTS = (_HANDLERS, _FILTERS)
 
 
@@ -75,6 +79,8 @@ class SharedState:
             return False
         if name.startswith(ENVIRONMENT):
             return before is ABSENT
+        if name == _FACTORY:
+            return True
         return name in _GROWS_BY_IMPORTS and set(before) <= set(value)
 
     def by_chance(self, name: str, was_sure: bool) -> bool:
@@ -144,8 +150,42 @@ def _of_python() -> dict[str, Setting]:
         _HANDLERS: Setting(lambda: tuple(root.handlers), lambda was: _set_list(root.handlers, was)),
         "garbage collection": Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
         "the thresholds of garbage collection": Setting(gc.get_threshold, lambda was: gc.set_threshold(*was)),
+        _FACTORY: Setting(logging.getLogRecordFactory, logging.setLogRecordFactory),
         "random.random": _attribute(random, "random"),
+        "builtins.print": _attribute(builtins, "print"),
+        "the folder of temporary files": Setting(tempfile.gettempdir, lambda was: setattr(tempfile, "tempdir", was)),
+        "the way to start processes": Setting(_start_method, _set_start_method),
+        "decimal's context of new threads": Setting(
+            lambda: _numbers(decimal.DefaultContext), lambda was: _set_numbers(decimal.DefaultContext, was)
+        ),
+        **({"the longest number in text": _longest_number()} if hasattr(sys, "get_int_max_str_digits") else {}),
     }
+
+
+def _start_method() -> str:
+    """The default, too, until somebody has chosen one: to ask for that the plain way would be to choose it."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _set_start_method(was: str) -> None:
+    default = multiprocessing.get_all_start_methods()[0]
+    multiprocessing.set_start_method(None if was == default else was, force=True)
+
+
+def _longest_number() -> Setting:
+    return Setting(sys.get_int_max_str_digits, sys.set_int_max_str_digits)
+
+
+_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+
+
+def _numbers(context: decimal.Context) -> tuple[Any, ...]:
+    return tuple(getattr(context, name) for name in _CONTEXT)
+
+
+def _set_numbers(context: decimal.Context, was: tuple[Any, ...]) -> None:
+    for name, value in zip(_CONTEXT, was, strict=True):
+        setattr(context, name, value)
 
 
 def _of_torch() -> dict[str, Setting]:
@@ -169,6 +209,7 @@ def _of_torch() -> dict[str, Setting]:
         "torch's float32 matmul precision": Setting(
             torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         ),
+        "torch.backends.mkldnn.enabled": _attribute(torch.backends.mkldnn, "enabled"),
         "torch's deterministic fill": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
         **{f"torch.backends.cudnn.{name}": _attribute(torch.backends.cudnn, name) for name in _CUDNN},
         **{f"torch.backends.cuda.matmul.{name}": _attribute(torch.backends.cuda.matmul, name) for name in _MATMUL},

@@ -316,10 +316,12 @@ class HostServer:
         return shown
 
     def _answers(self) -> bool:
+        """Whether this very host does: another one may have taken the port before it was bound."""
         try:
-            return self.request("GET", "/queue")[0] == 200
+            status, reply = self.request("GET", "/system_stats")
         except OSError:  # nothing listens yet
             return False
+        return status == 200 and str(self.base_dir) in reply["system"]["argv"]
 
     def _running_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:

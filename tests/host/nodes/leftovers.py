@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import decimal
 import gc
 import io
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -65,6 +69,19 @@ SETTINGS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "log_level": (lambda: logging.getLogger().setLevel(5), lambda: logging.getLogger().level),
     "log_disabled": (lambda: logging.disable(logging.CRITICAL), lambda: logging.getLogger().manager.disable),
     "log_handlers": (add_handler, lambda: len(logging.getLogger().handlers)),
+    "record_factory": (
+        lambda: logging.setLogRecordFactory(lambda *given: 1 / 0),
+        lambda: logging.getLogRecordFactory() is logging.LogRecord,
+    ),
+    "print": (lambda: setattr(builtins, "print", repr), lambda: builtins.print is repr),
+    "temporary": (lambda: setattr(tempfile, "tempdir", "/nowhere"), lambda: tempfile.tempdir == "/nowhere"),
+    "processes": (
+        lambda: multiprocessing.set_start_method("spawn", force=True),
+        lambda: multiprocessing.get_start_method(allow_none=True),
+    ),
+    "decimal": (lambda: setattr(decimal.DefaultContext, "prec", 3), lambda: decimal.DefaultContext.prec),
+    "digits": (lambda: sys.set_int_max_str_digits(700), sys.get_int_max_str_digits),
+    "mkldnn": (lambda: setattr(torch.backends.mkldnn, "enabled", False), lambda: torch.backends.mkldnn.enabled),
     "gc": (gc.disable, gc.isenabled),
     "signal": (
         lambda: on_main_thread(signal.signal, signal.SIGUSR2, signal.SIG_IGN),

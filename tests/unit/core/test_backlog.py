@@ -49,10 +49,21 @@ def test_too_many_or_too_long_texts_are_over() -> None:
     for number in range(4):
         many.put(text(number))
         assert many.is_over == (number == 3)
-    long.put(text(0, size=11))
-    assert long.is_over
+    for number in range(2):
+        long.put(text(number, size=11))
+        assert long.is_over == (number == 1)
     long.clear()
     assert (len(long), long.size_bytes, long.is_over) == (0, 0, False)
+
+
+def test_one_message_that_is_larger_than_all_that_may_wait_is_sent() -> None:
+    backlog = Backlog(Limits(size_bytes=10))
+    for one in (text(0, size=1000), text(1), preview(2), text(3)):
+        backlog.put(one)
+        assert not backlog.is_over
+    assert drained(backlog) == [0, 1, 2, 3]
+    backlog.put(preview(4, size=1000))
+    assert (drained(backlog), backlog.num_dropped) == ([4], 0)
 
 
 def test_whatever_comes_the_sums_are_right_and_texts_keep_their_order() -> None:
