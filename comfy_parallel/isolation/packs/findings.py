@@ -26,7 +26,7 @@ from comfy_parallel.isolation.packs.finding import (
 )
 from comfy_parallel.isolation.packs.functions import caching, keeping
 from comfy_parallel.isolation.packs.objects import set_by_methods
-from comfy_parallel.isolation.packs.outside import outside_treatment
+from comfy_parallel.isolation.packs.outside import SWITCHES, outside_treatment
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 from comfy_parallel.isolation.packs.table import OVERRIDES
 from comfy_parallel.isolation.packs.uses import MODULE, STATE, Change, Unit, units
@@ -34,13 +34,6 @@ from comfy_parallel.isolation.packs.uses import MODULE, STATE, Change, Unit, uni
 _REGISTERED = {
     *("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__all__"),
     *("RETURN_TYPES", "RETURN_NAMES", "OUTPUT_IS_LIST", "INPUT_IS_LIST", "FUNCTION", "CATEGORY"),
-}
-_SWITCH_CALLS = {
-    *("torch.set_default_dtype", "torch.set_default_tensor_type", "torch.set_float32_matmul_precision"),
-    *("torch.use_deterministic_algorithms", "torch.set_flush_denormal", "torch.set_deterministic_debug_mode"),
-    *("torch.backends.cuda.enable_flash_sdp", "torch.backends.cuda.enable_math_sdp"),
-    *("torch.backends.cuda.enable_mem_efficient_sdp", "torch.backends.cuda.enable_cudnn_sdp"),
-    "torch.backends.cuda.preferred_linalg_library",
 }
 _DEVICE_MAKERS = {
     *("get_torch_device", "unet_offload_device", "text_encoder_device", "vae_device", "intermediate_device"),
@@ -164,12 +157,12 @@ class Look:
                     yield thing, (unit, _assumed_of(thing, value))
 
     def _is_foreign(self, thing: Thing) -> bool:
-        """Whether the import made it by a call of something outside of the pack."""
+        """Whether the import made it by a call of which cannot be told what comes out."""
         value = self._value(thing)
         if not isinstance(value, ast.Call) or made.maker(value) in made.SAFE_MAKERS:
             return False
         made_of = self.pack.resolve(thing.path, value.func)
-        return made_of is not None and made_of.kind == "outside"
+        return made_of is not None and made_of.kind in ("outside", "function", "method")
 
     def _is_changing_object(self, thing: Thing, value: ast.expr | None) -> bool:
         if made.maker(value) == "partial":
@@ -263,8 +256,9 @@ class Look:
     def _switches(self) -> Iterator[Finding]:
         for unit in self._job_units():
             for thing, call in unit.calls:
-                if thing.kind == "outside" and thing.name in _SWITCH_CALLS:
-                    yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, "torch has one for all threads")
+                if thing.kind == "outside" and thing.name in SWITCHES:
+                    reason = f"{SWITCHES[thing.name]} has one for all threads"
+                    yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, reason)
 
     def _at(self, kind: str, name: str, unit: Unit, line: int, treatment: str, reason: str) -> Finding:
         return Finding(kind, name, unit.path, line, treatment, reason, self._node_classes(unit))

@@ -10,6 +10,7 @@ from typing import Any
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs import loader, serial, verdicts
 from comfy_parallel.isolation.packs.clashes import clashes
+from comfy_parallel.isolation.packs.host_objects import with_objects
 from comfy_parallel.slots import items
 from comfy_parallel.slots.slot import slots
 
@@ -65,7 +66,8 @@ def let_go() -> None:
 
 def _verdicts(modes: PackModes, folders: Iterable[Path]) -> list[verdicts.Verdict]:
     installed = [pack for folder in folders for pack in verdicts.packs_in(folder)]
-    found = {**verdicts.chosen(installed, modes), **loader.found()}
+    found = verdicts.chosen(installed, modes)
+    found |= {pack: list(with_objects(findings)) for pack, findings in loader.found().items()}
     known = verdicts.verdicts(found, {pack: clashes(pack) for pack in found}, modes)
     for verdict in known:
         for line in verdict.lines():

@@ -97,7 +97,7 @@ def can_be_copied(pack: Pack, thing: Thing, value: ast.expr | None) -> bool:
     made_of = pack.resolve(thing.path, value.func)
     if made_of is not None and made_of.kind == "function":
         return not _is_generator(pack.files[made_of.path].functions[made_of.name])
-    return maker(value) in _PLAIN_MAKERS or (made_of is not None and made_of.kind == "class")
+    return maker(value) in _PLAIN_MAKERS or (made_of is not None and made_of.kind in ("class", "method"))
 
 
 def _is_generator(function: ast.AST) -> bool:

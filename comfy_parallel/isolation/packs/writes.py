@@ -33,7 +33,7 @@ def owner(value: Any) -> Any:
         return _Writer(value, _of_interpreter)
     if isinstance(value, ModuleType):
         return _Writer(value, _of_module) if _has_own_names(value) else value
-    return _Writer(value, _of_settings) if _is_settings(value) else value
+    return _Writer(value, _of_settings) if is_settings(value) else value
 
 
 def set_attribute(target: Any, name: str, value: Any) -> None:
@@ -182,7 +182,7 @@ def _lives_in_a_module(cls: type) -> bool:
 _HEAP = 1 << 9
 
 
-def _is_settings(value: Any) -> bool:
+def is_settings(value: Any) -> bool:
     """The host's command line arguments."""
     module = sys.modules.get("comfy.cli_args")
     return module is not None and value is vars(module).get("args")

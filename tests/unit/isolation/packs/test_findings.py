@@ -163,6 +163,24 @@ def test_what_cannot_be_copied_is_one_job_s_at_a_time(tmp_path: Path, text: str,
     assert treatments(tmp_path, f"{text}\ndef work(n, k, v):\n    {change}")["store"] == IN_TURN
 
 
+@pytest.mark.parametrize("made", ["State.create()", "make()"])
+def test_an_object_that_a_function_of_the_pack_made_is_per_slot(tmp_path: Path, made: str) -> None:
+    text = """
+        class State:
+            @classmethod
+            def create(cls):
+                return cls()
+            def set_value(self, value):
+                self.value = value
+        def make():
+            return State()
+        state = MADE
+        def work(n, k, v):
+            state.set_value(v)
+        """.replace("MADE", made)
+    assert treatments(tmp_path, text) == {"state": PER_SLOT}
+
+
 def test_an_attribute_of_a_function_is_one_job_s_at_a_time(tmp_path: Path) -> None:
     text = "def keep(): pass\ndef work(n, k, v):\n    keep.last = v"
     assert treatments(tmp_path, text) == {"keep.last": IN_TURN}
@@ -241,6 +259,9 @@ def test_locks_and_queues_stay_one(tmp_path: Path) -> None:
         ("import builtins", "builtins.open = v", "builtins.open", ALONE),
         ("import random", "random.random = v", "random.random", PER_SLOT),
         ("import sys", "sys.stdout = v", "sys.stdout", PER_SLOT),
+        ("import folder_paths", "folder_paths.set_output_directory(v)", "folder_paths.set_output_directory", ALONE),
+        ("from server import PromptServer as P", "P.instance.mine = v", "server.PromptServer.instance.mine", IN_TURN),
+        ("from server import PromptServer as P", "P.instance.mine = 1", "server.PromptServer.instance.mine", SHARED),
     ],
 )
 def test_changes_of_the_host(tmp_path: Path, imports: str, change: str, name: str, treatment: str) -> None:
