@@ -12,7 +12,7 @@ from comfy_parallel.isolation.packs.expressions import (
     last_name,
     lies_in,
 )
-from comfy_parallel.isolation.packs.scopes import SCOPES, scope_of
+from comfy_parallel.isolation.packs.scopes import FUNCTIONS, SCOPES, scope_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _MAKERS = {"dict", "list", "set", "OrderedDict", "defaultdict", "deque", "Counter"}
@@ -21,13 +21,15 @@ _MAKERS = {"dict", "list", "set", "OrderedDict", "defaultdict", "deque", "Counte
 def caching(function: Function) -> set[str]:
     """Parameters whose default is a container that the function changes, lets go or passes on."""
     found = {argument.arg for argument, default in defaults(function.args) if _is_container(default)}
-    return found & _used_as_stores(function)
+    return found & _used_as_stores(function) if found else found
 
 
 def keeping(function: Function) -> set[str]:
     """Names of a function that functions in it change, or may change."""
-    scope = scope_of(function)
     inner = [node for node in ast.walk(function) if isinstance(node, SCOPES) and node is not function]
+    if not any(isinstance(node, FUNCTIONS) for node in inner):
+        return set()
+    scope = scope_of(function)
     plain = scope.bound - set(_bound_otherwise(function))
     rebound = {name for node in inner for name in scope_of(node).outer}
     stores = {name for node in inner if not isinstance(node, ast.ClassDef) for name in _used_as_stores(node)}
