@@ -153,6 +153,21 @@ def test_a_store_of_images_holds_only_the_own_job_s(server: HostServer, stock: H
     assert outcomes(server, [job(colour, key, 3) for colour in colours]) == expected
 
 
+def test_a_store_in_a_module_that_the_pack_hides_holds_only_the_own_job_s(
+    server: HostServer, stock: HostServer
+) -> None:
+    """The packs of this host are links to where they lie, as many are."""
+
+    def job(colour: int, key: str, parties: int) -> Workflow:
+        image = node("EmptyImage", width=16, height=16, batch_size=1, color=colour)
+        hidden = node("PackHidesModules", image=["image", 0], key=key, parties=parties)
+        return {"image": image, "hidden": hidden, "out": node("CPTOut", value=["hidden", 0])}
+
+    key = new_key()
+    expected = [alone(stock, job(colour, "", 1)) for colour in (0xFF0000, 0x00FF00)]
+    assert outcomes(server, [job(colour, key, 2) for colour in (0xFF0000, 0x00FF00)]) == expected
+
+
 @pytest.mark.parametrize("kind", ["registry", "generator", "counter", "object"])
 def test_what_a_job_s_next_node_looks_up_is_its_own(server: HostServer, stock: HostServer, kind: str) -> None:
     def job(start: int, key: str, parties: int) -> Workflow:

@@ -20,6 +20,8 @@ PACK = "__comfy_parallel_pack__"  # in a module: the pack that it belongs to
 _CONTAINERS = (dict, list, set, collections.deque, bytearray)
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
+_modules: dict[str, list[types.ModuleType]] = {}  # of packs, by name
+
 # Original id -> (original, copy). Two names of one thing stay two names of one thing; originals are kept from being
 # freed, which would let others have their ids.
 _copies: SlotLocal[dict[int, tuple[Any, Any]]] = SlotLocal(dict)
@@ -44,9 +46,30 @@ def here(value: Any) -> Any:
     return value
 
 
+def note_module(module: types.ModuleType, root: str) -> None:
+    """Remember a module of a pack, which may take it out of `sys.modules` and go on using it."""
+    vars(module)[PACK] = root
+    named = _modules.setdefault(module.__name__, [])
+    if not any(module is one for one in named):
+        named.append(module)
+
+
 def is_of_a_pack(cls: type) -> bool:
     """Whether a class is written in a node pack."""
-    return PACK in vars(sys.modules.get(cls.__module__, types))
+    return cls.__module__ in _modules
+
+
+def module_of(cls: type) -> types.ModuleType | None:
+    """The module at whose level a class is written, where it is still to be found there."""
+    named = (*_modules.get(cls.__module__, ()), sys.modules.get(cls.__module__))
+    return next((module for module in named if module is not None and _found_in(module, cls.__qualname__) is cls), None)
+
+
+def _found_in(module: types.ModuleType, qualname: str) -> Any:
+    found: Any = module
+    for part in qualname.split("."):
+        found = vars(found).get(part) if isinstance(found, types.ModuleType | type) else None
+    return found
 
 
 def _copy(value: Any, known: dict[int, tuple[Any, Any]]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from comfy_parallel.config import PackModes
 from comfy_parallel.isolation.packs import stores, writes
-from comfy_parallel.isolation.packs.copies import PACK, own_copy
+from comfy_parallel.isolation.packs.copies import note_module, own_copy
 from comfy_parallel.isolation.packs.finding import Finding
 from comfy_parallel.isolation.packs.keep import BOX, DEFAULT, OWN_DEFAULT
 from comfy_parallel.isolation.packs.kept import kept_code, kept_plan
@@ -60,11 +61,12 @@ def load_per_slot(original: Callable[[Any, ModuleType], None]) -> Callable[[Any,
 
     @functools.wraps(original)
     def exec_module(self: Any, module: ModuleType) -> None:
-        root = _pack_of(self.path)
-        if root is None:
+        found = _pack_of(self.path)
+        if found is None:
             return original(self, module)
+        root, place = found
         with own_names.shared():
-            plan = _plan_of(root, Path(self.path))
+            plan = _plan_of(root, place)
             code = _prepare(module, root, Path(self.path), plan)
             original(self if code is None else _Rewritten(self, code), module)
             _give_own_attributes(module, plan.attributes)
@@ -84,15 +86,38 @@ class _Rewritten(SourceFileLoader):
         return self._code
 
 
-def _pack_of(path: str) -> Path | None:
-    """The pack's folder, or its file, that a source file belongs to."""
+def _pack_of(path: str) -> tuple[Path, str] | None:
+    """The pack's folder, or its file, that a source file belongs to; and where in it, if it is a folder."""
+    path = os.path.normpath(path)
     for folder, is_host in _folders():
         if path.startswith(folder):
-            top = path[len(folder) :].split("/", 1)[0]
-            root = Path(path) if is_host else Path(folder, top)
-            is_left = _modes[0].of(root.name.removesuffix(".py")) == "trust" or root.resolve() == _OURS
-            return None if is_left else root
+            inner = path[len(folder) :]
+            top, _, place = inner.partition("/")
+            root, place = (Path(path), inner) if is_host else (Path(folder, top), place or top)
+            return None if _is_left(root) else (root, place)
+    for folder, is_host in _folders():
+        for real, root in () if is_host else _links(folder):
+            if path.startswith(real):
+                return None if _is_left(root) else (root, path[len(real) :])
     return None
+
+
+def _is_left(root: Path) -> bool:
+    return _modes[0].of(root.name.removesuffix(".py")) == "trust" or root.resolve() == _OURS
+
+
+def _links(folder: str) -> list[tuple[str, Path]]:
+    """Where packs really lie that are links, or whose folder is one: they may import their files from there."""
+    try:
+        return _links_since(folder, os.stat(folder).st_mtime_ns)
+    except OSError:  # It is not there, or is being changed.
+        return []
+
+
+@functools.lru_cache(maxsize=8)
+def _links_since(folder: str, _changed_ns: int) -> list[tuple[str, Path]]:
+    packs = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+    return [(f"{real}/", pack) for pack in packs if (real := os.path.realpath(pack)) != str(pack)]
 
 
 def _folders() -> list[tuple[str, bool]]:
@@ -106,7 +131,7 @@ def _folders() -> list[tuple[str, bool]]:
 
 def _prepare(module: ModuleType, root: Path, path: Path, plan: Plan) -> CodeType | None:
     """Give the module what its functions will ask for; its code, or None where nothing is to be rewritten."""
-    vars(module)[PACK] = str(root)
+    note_module(module, str(root))
     vars(module)[writes.SHARED] = plan.shared
     if current_slot() is not None:
         own_names.start_anew(module)  # A job loads it again.
@@ -124,11 +149,10 @@ def _rewritten(path: Path, plan: Plan) -> CodeType | None:
     return code
 
 
-def _plan_of(root: Path, path: Path) -> Plan:
+def _plan_of(root: Path, place: str) -> Plan:
     with _lock:
         if root not in _plans:
             _plans[root] = kept_plan(root)
-        place = path.name if root == path else path.relative_to(root).as_posix()
         return _plans[root].files.get(place, Plan())
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from comfy_parallel.isolation.packs import streams
-from comfy_parallel.isolation.packs.copies import PACK, is_of_a_pack
+from comfy_parallel.isolation.packs.copies import PACK, is_of_a_pack, module_of
 from comfy_parallel.isolation.packs.redirect import Unredirectable, redirect
 from comfy_parallel.isolation.packs.rewrite import Plan
 from comfy_parallel.slots import own_attributes, switches
@@ -131,7 +131,7 @@ def _of_module(module: ModuleType, name: str, value: Any) -> None:
 
 
 def _of_class(cls: type, name: str, value: Any) -> None:
-    if f"{cls.__qualname__}.{name}" in vars(sys.modules[cls.__module__]).get(SHARED, ()):
+    if f"{cls.__qualname__}.{name}" in vars(module_of(cls) or sys).get(SHARED, ()):
         _plainly(cls, name, value)
     elif value is _DELETED:
         own_attributes.delete(cls, name, is_host=not is_of_a_pack(cls))
@@ -166,6 +166,8 @@ def _plan_of(module: ModuleType) -> Plan:
 
 def _has_own_names(module: ModuleType) -> bool:
     """Python's names for all modules are read by code in C, which does not ask for a slot's."""
+    if PACK in vars(module):
+        return True
     return module.__name__ not in ("sys", "builtins") and sys.modules.get(module.__name__) is module
 
 
@@ -173,10 +175,7 @@ def _lives_in_a_module(cls: type) -> bool:
     """Not one that a job has made, nor one whose own rules say what a write does."""
     if type(cls).__setattr__ is not type.__setattr__:
         return False
-    found: Any = sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
-        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
-    return found is cls and bool(cls.__flags__ & _HEAP)
+    return bool(cls.__flags__ & _HEAP) and module_of(cls) is not None
 
 
 _HEAP = 1 << 9

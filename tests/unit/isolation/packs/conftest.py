@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from comfy_parallel.isolation.packs import loader
+from comfy_parallel.isolation.packs import copies, loader
 from comfy_parallel.slots import own_attributes, own_names
 from comfy_parallel.slots.slot import Slot, entered
 from tests.fakes import make_slots
@@ -51,8 +51,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     source_loader = importlib.machinery.SourceFileLoader
     monkeypatch.setattr(source_loader, "exec_module", loader.load_per_slot(source_loader.exec_module))
 
-    def write_and_load(text: str = "", name: str = "pack", **files: str) -> Any:
-        (folder / name).mkdir(parents=True)
+    def write_and_load(text: str = "", name: str = "pack", link_to: Path | None = None, **files: str) -> Any:
+        folder.mkdir(exist_ok=True)
+        if link_to is not None:
+            link_to.mkdir()
+            (folder / name).symlink_to(link_to)
+        (folder / name).mkdir(exist_ok=True)
         for file, source in {"__init__": text, **files}.items():
             (folder / name / f"{file}.py").write_text(textwrap.dedent(source))
         return import_pack(name, folder / name / "__init__.py")
@@ -61,6 +65,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     own_names.revert()
     own_attributes.revert()
     loader._plans.clear()
+    copies._modules.clear()
     for module in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
         del sys.modules[module]
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from comfy_parallel.isolation.packs.copies import PACK
+from comfy_parallel.isolation.packs.copies import note_module
 from comfy_parallel.isolation.packs.providers import per_slot
 from comfy_parallel.isolation.packs.writes import SHARED
 from comfy_parallel.slots.slot import entered
@@ -22,7 +22,8 @@ class Provider:
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = ModuleType("made_up_pack")
-    vars(module)[PACK], vars(module)[SHARED] = "made_up_pack", set()
+    note_module(module, "made_up_pack")
+    vars(module)[SHARED] = set()
     monkeypatch.setitem(sys.modules, "made_up_pack", module)
     return module
 
