@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import missing
 from tests.deploy.conftest import Need
+from tests.deploy.real_systemd import PROGRAM, Systemd, SystemdError, running_systemd
+from tests.deploy.real_systemd import UNIT as NAME
 
 pytestmark = pytest.mark.deploy
 
@@ -16,6 +22,42 @@ REPO_DIR = Path(__file__).resolve().parents[2]
 UNIT = REPO_DIR / "systemd" / "comfy-parallel.service"
 LOGROTATE = REPO_DIR / "systemd" / "comfy-parallel.logrotate"
 ENVIRONMENT = REPO_DIR / "systemd" / "comfy-parallel.env"
+
+
+# In ComfyUI's place: says how it was started, ends when told to or with what a setting says.
+STAND_IN = """
+import os, signal, subprocess, sys, time
+def stop(*_):
+    time.sleep(1)
+    print("drained", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+print("started", os.getuid(), sys.argv[1:], os.environ["COMFY_MULTI_GPU_SCHED"], flush=True)
+if "--end" in sys.argv:
+    sys.exit(int(sys.argv[sys.argv.index("--end") + 1]))
+child.wait()
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Systemd]:
+    """A real systemd with the unit, whose ComfyUI is the stand-in."""
+    if os.geteuid() or not PROGRAM.exists():
+        missing("a real systemd is tried as root, with the package systemd installed")
+    comfyui = tmp_path / "ComfyUI"
+    for folder in ("comfy", "custom_nodes"):
+        (comfyui / folder).mkdir(parents=True)
+    (comfyui / "main.py").write_text(STAND_IN)
+    settings = {"COMFYUI_PYTHON": sys.executable, "COMFYUI_ARGS": getattr(request, "param", "--port 8190")}
+    try:
+        with running_systemd(tmp_path, comfyui, settings, directives={"RestartSec": "1"}) as started:
+            yield started
+    except SystemdError as error:
+        if "did not start in namespaces" in str(error):
+            missing(str(error))
+        raise
 
 
 def directives() -> dict[str, str]:
@@ -91,3 +133,25 @@ def test_every_setting_in_the_environment_file_exists() -> None:
     readers = (REPO_DIR / "comfy_parallel" / "config.py").read_text() + (REPO_DIR / "start_multi_gpu.sh").read_text()
     assert [name for name in sorted(names) if name not in readers] == []
     assert "$COMFYUI_ARGS" in directives()["ExecStart"]
+
+
+@pytest.mark.timeout(180)
+def test_a_real_systemd_starts_it_unprivileged_restarts_what_was_killed_and_lets_it_drain(systemd: Systemd) -> None:
+    systemd.ctl("start", NAME)
+    first = systemd.properties("MainPID")["MainPID"]
+    systemd.await_output("started 12345 ['--port', '8190'] 1")
+    systemd.ctl("kill", "--signal=SIGKILL", "--kill-who=main", NAME)
+    systemd.await_output("started 12345", times=2)
+    now = systemd.properties("MainPID", "NRestarts", "ActiveState")
+    assert (now["NRestarts"], now["ActiveState"], now["MainPID"] != first) == ("1", "active", True)
+    systemd.ctl("stop", NAME)
+    assert systemd.output().splitlines()[-1] == "drained"
+    assert systemd.properties("Result", "ActiveState") == {"Result": "success", "ActiveState": "inactive"}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("systemd", ["--end 2"], indirect=True)
+def test_a_wrong_setting_is_not_tried_again(systemd: Systemd) -> None:
+    systemd.ctl("start", NAME, check=False)
+    systemd.await_state("failed")
+    assert systemd.properties("ExecMainStatus", "NRestarts") == {"ExecMainStatus": "2", "NRestarts": "0"}
