@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,16 @@ def test_each_computes_the_same_on_a_gpu_of_its_own(
     launched = Launched(host_dir, tmp_path / "launched", gpu_models, gpus="0,1", args=no_front_end)
     try:
         eventually(lambda: all(is_ready(host.port) for host in launched.hosts), launched)
-        jobs = [
-            host.submit(txt2img(7, prefix=f"gpu {number}"))["prompt_id"] for number, host in enumerate(launched.hosts)
-        ]
-        for host, job_id in zip(launched.hosts, jobs, strict=True):
-            assert ended(launched, host, job_id)["status"]["status_str"] == "success"
-        first, second = (sorted((launched.base_dir / "output").glob(f"gpu {number}*")) for number in range(2))
-        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] != []
+        jobs = [host.submit(txt2img(7))["prompt_id"] for host in launched.hosts]  # Files say what made them.
+        entries = [ended(launched, host, job_id) for host, job_id in zip(launched.hosts, jobs, strict=True)]
+        assert [entry["status"]["status_str"] for entry in entries] == ["success"] * 2
+        names = [entry["outputs"]["save"]["images"][0]["filename"] for entry in entries]
+        first, second = ((launched.base_dir / "output" / name).read_bytes() for name in names)
+        assert names[0] != names[1]
+        assert first == second
         named = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in launched.pids()]
-        assert {words[words.index(b"--cuda-device") + 1] for words in named} == {b"0", b"1"}
+        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1").encode().split(b",")[:2]
+        assert {words[words.index(b"--cuda-device") + 1] for words in named} == set(visible)
     finally:
         launched.process.terminate()
         assert launched.process.wait(60) == 0
