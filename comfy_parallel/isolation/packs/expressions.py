@@ -6,10 +6,14 @@ import ast
 from collections.abc import Iterator
 
 KEYED = {"setdefault", "pop", "popitem", "move_to_end", "add", "discard"}
-_MUTATORS = KEYED | {
+GENERATORS = {"Random", "RandomState", "default_rng", "Generator"}
+SEEDS = {"seed", "manual_seed", "setstate", "set_state"}
+_MUTATORS = {
+    *KEYED,
+    *SEEDS,
     *("append", "appendleft", "insert", "remove", "clear", "update", "extend", "extendleft"),
     *("popleft", "sort", "reverse", "rotate", "subtract", "put_nowait", "__setitem__", "__delitem__"),
-    *("fill", "itemset", "partition", "seed", "manual_seed", "setstate", "set_state", "__setstate__", "send"),
+    *("fill", "itemset", "partition", "__setstate__", "send"),
 }
 _CHANGING = ("set", "reset", "seed", "load", "add", "push", "register", "enable", "disable", "write", "configure")
 _CHANGING_NAMES = {"truncate", "seek", "clear", "update", "put", "insert", "remove"}

@@ -14,6 +14,7 @@ TREATMENTS = (PER_SLOT, SHARED, IN_TURN, ALONE)
 MODULE_STATE = "module state"  # a global name of the pack's that functions rebind or change
 CLASS_STATE = "class state"  # the same of a class attribute
 FUNCTION_STATE = "function state"  # what a function keeps from one call to the next
+SEEDING = "seeding"  # of a generator of random numbers of which cannot be told whose it is
 HOST_WRITE = "host write"  # a name of a module, class or settings object that is not the pack's
 SWITCH = "switch"  # a setting that torch keeps once per process, outside Python
 DEVICE = "device"  # a device that was chosen when the pack was imported

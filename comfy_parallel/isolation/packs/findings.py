@@ -20,12 +20,13 @@ from comfy_parallel.isolation.packs.finding import (
     IN_TURN,
     MODULE_STATE,
     PER_SLOT,
+    SEEDING,
     SHARED,
     SWITCH,
     Finding,
 )
 from comfy_parallel.isolation.packs.functions import caching, keeping
-from comfy_parallel.isolation.packs.objects import set_by_methods
+from comfy_parallel.isolation.packs.objects import makes_generator, set_by_methods
 from comfy_parallel.isolation.packs.outside import SWITCHES, outside_treatment
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 from comfy_parallel.isolation.packs.table import OVERRIDES
@@ -56,7 +57,9 @@ class Look:
 
     def findings(self) -> Iterator[Finding]:
         """In no order."""
-        for found in chain(self._state(), self._functions(), self._host_writes(), self._switches(), self._devices()):
+        for found in chain(
+            self._state(), self._functions(), self._host_writes(), self._switches(), self._seeds(), self._devices()
+        ):
             if found.treatment in (ALONE, IN_TURN) and not found.classes:
                 yield replace(found, treatment=SHARED, reason="no node's code leads here")
             else:
@@ -259,6 +262,18 @@ class Look:
                 if thing.kind == "outside" and thing.name in SWITCHES:
                     reason = f"{SWITCHES[thing.name]} has one for all threads"
                     yield self._at(SWITCH, thing.name, unit, call.lineno, ALONE, reason)
+
+    def _seeds(self) -> Iterator[Finding]:
+        """Seeding what an object holds: it may be the one generator that a library has."""
+        for unit in self._job_units():
+            owner = Thing("class", unit.path, unit.class_name) if unit.class_name else None
+            for call in unit.seeds:
+                match call.value:
+                    case ast.Attribute(value=ast.Name(id="self"), attr=attr) if owner is not None:
+                        if makes_generator(self.pack, owner, attr):
+                            continue
+                name = ast.unparse(call)
+                yield self._at(SEEDING, name, unit, call.lineno, IN_TURN, "it may be a generator that all slots share")
 
     def _at(self, kind: str, name: str, unit: Unit, line: int, treatment: str, reason: str) -> Finding:
         return Finding(kind, name, unit.path, line, treatment, reason, self._node_classes(unit))

@@ -6,7 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator
 
-from comfy_parallel.isolation.packs.expressions import arguments, last_name, parts
+from comfy_parallel.isolation.packs.expressions import GENERATORS, arguments, last_name, parts
 from comfy_parallel.isolation.packs.scopes import FUNCTIONS, own_nodes
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 
@@ -16,7 +16,7 @@ _EMPTY_MAKERS = {
 }
 _ARRAY_MAKERS = {
     *("zeros", "ones", "empty", "full", "tensor", "array", "arange", "linspace", "eye", "asarray", "rand", "randn"),
-    *("Random", "RandomState", "default_rng", "Generator"),
+    *GENERATORS,
 }
 _PLAIN_MAKERS = {
     *_EMPTY_MAKERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from comfy_parallel.isolation.packs.expressions import changes_its_object
+from comfy_parallel.isolation.packs.expressions import GENERATORS, changes_its_object, last_name
 from comfy_parallel.isolation.packs.sources import Pack, Thing
 
 
@@ -26,6 +26,20 @@ def set_on_self(method: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
         }
         method._set_on_self = known  # type: ignore[union-attr]
     return set(known)
+
+
+def makes_generator(pack: Pack, thing: Thing, name: str) -> bool:
+    """Whether a method of a class gives its object a generator of random numbers of its own, by this name."""
+    methods = (
+        method for base in pack.base_classes(thing) for method in pack.files[base.path].methods(base.name).values()
+    )
+    return any(
+        isinstance(node, ast.Assign)
+        and last_name(getattr(node.value, "func", node.value)) in GENERATORS
+        and any(isinstance(target, ast.Attribute) and target.attr == name for target in node.targets)
+        for method in methods
+        for node in ast.walk(method)
+    )
 
 
 def set_by_methods(pack: Pack, thing: Thing) -> bool:

@@ -45,6 +45,7 @@ class Unit:
     methods_called: set[str] = field(default_factory=set)  # of objects of which it cannot be told what they are
     calls: list[tuple[Thing, ast.Call]] = field(default_factory=list)
     unknown_calls: list[tuple[str, ast.Call]] = field(default_factory=list)
+    seeds: list[ast.Attribute] = field(default_factory=list)  # of generators of which cannot be told whose they are
     is_route: bool = False  # or has one in it
 
     @property
@@ -242,7 +243,10 @@ class _Walk(ast.NodeVisitor):
             self.visit(part)
 
     def _call_method(self, method: ast.Attribute, node: ast.Call) -> None:
-        for root, depth in self._roots(method.value):
+        roots = self._roots(method.value)
+        if not roots and method.attr in expressions.SEEDS and isinstance(method.value, ast.Attribute):
+            self._unit.seeds.append(method)
+        for root, depth in roots:
             if root.kind == "outside" and expressions.is_in_place(method.attr):
                 continue  # a function of a module
             if changes_its_object(method.attr):

@@ -181,6 +181,31 @@ def test_an_object_that_a_function_of_the_pack_made_is_per_slot(tmp_path: Path, 
     assert treatments(tmp_path, text) == {"state": PER_SLOT}
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("n.context.rand.seed(v)", {"n.context.rand.seed": IN_TURN}),
+        ("Draws().draw(v)", {"self.library.seed": IN_TURN}),
+        ("own = random.Random()\n    own.seed(v)", {}),
+        ("random.seed(v)", {}),
+        ("torch.Generator().manual_seed(v)", {}),
+    ],
+)
+def test_seeding_a_generator_that_may_be_a_library_s(tmp_path: Path, change: str, found: dict[str, str]) -> None:
+    draws = """
+        import random, torch
+        class Draws:
+            def __init__(self):
+                self.own = random.Random()
+                self.library = find_it()
+            def draw(self, v):
+                self.own.seed(v)
+                self.library.seed(v)
+        """
+    told = treatments(tmp_path, f"{textwrap.dedent(draws)}\ndef work(n, k, v):\n    {change}")
+    assert {name: treatment for name, treatment in told.items() if treatment == IN_TURN} == found
+
+
 def test_an_attribute_of_a_function_is_one_job_s_at_a_time(tmp_path: Path) -> None:
     text = "def keep(): pass\ndef work(n, k, v):\n    keep.last = v"
     assert treatments(tmp_path, text) == {"keep.last": IN_TURN}
