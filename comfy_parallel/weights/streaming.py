@@ -84,6 +84,29 @@ def can_stream(store: Store, tensors: Iterable[Any]) -> bool:
     )
 
 
+def are_on_gpus(tensors: Iterable[Any]) -> bool:
+    """Whether these tensors, apart from None, live on GPUs: a copy in RAM would only be a detour."""
+    found = [tensor for tensor in tensors if tensor is not None]
+    return bool(found) and all(tensor.device.type == "cuda" for tensor in found)
+
+
+def fetched(store: Store, tensor: Any, device: Any, stream: Any, target: Any = None) -> Any:
+    """A copy of a tensor on a GPU, queued; None if it does not lie in memory that the GPU reads without a detour.
+
+    Args:
+        stream: CUDA's; None for the current one.
+        target: where to; by default new memory of that stream.
+    """
+    import torch
+
+    if not can_stream(store, [tensor]):
+        return None
+    if target is None:
+        with torch.cuda.stream(stream):
+            target = torch.empty_like(tensor, device=device)
+    return target if copy_in(store, tensor, target, stream) else None
+
+
 def copy_in(store: Store, tensor: Any, target: Any, stream: Any) -> bool:
     """Queue a copy of a tensor to the GPU.
 
