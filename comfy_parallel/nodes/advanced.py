@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_parallel.nodes.loaders import (
     CATEGORY,
+    DEVICE,
     SLOT,
     VIRTUAL_CATEGORY,
     Devices,
@@ -20,6 +21,7 @@ from comfy_parallel.nodes.loaders import (
 from comfy_parallel.slots.choice import loading_on
 
 _CHECKPOINT = "CheckpointLoaderSimple"
+_UNET = "UNETLoader"
 _PARTS = ("unet_device", "clip_device", "vae_device")
 _SPREAD_PARTS = ("unet", "clip")
 _EXPERT = "expert_mode_allocations"
@@ -28,6 +30,8 @@ _EXPERT = "expert_mode_allocations"
 def nodes(known: Mapping[str, Any], devices: Devices, spread: Spread) -> dict[str, type]:
     """The classes, by the names that workflows use."""
     made = {"DeviceSelectorMultiGPU": _selector(devices)}
+    if _UNET in known:
+        made["UNetLoaderLP"] = _low_precision(known[_UNET])
     if _CHECKPOINT in known:
         made["CheckpointLoaderAdvancedMultiGPU"] = _checkpoint(known[_CHECKPOINT], devices)
         made["CheckpointLoaderAdvancedDisTorch2MultiGPU"] = _spread_checkpoint(known[_CHECKPOINT], devices, spread)
@@ -36,7 +40,7 @@ def nodes(known: Mapping[str, Any], devices: Devices, spread: Spread) -> dict[st
 
 def _selector(devices: Devices) -> type:
     class DeviceSelectorMultiGPU:
-        RETURN_TYPES = ("MULTIGPUDEVICE",)
+        RETURN_TYPES = (DEVICE,)
         RETURN_NAMES = ("device",)
         FUNCTION = "select"
         CATEGORY = CATEGORY
@@ -50,6 +54,23 @@ def _selector(devices: Devices) -> type:
             return (device,)
 
     return DeviceSelectorMultiGPU
+
+
+def _low_precision(original: Any) -> type:
+    class UNetLoaderLP:
+        RETURN_TYPES = tuple(original.RETURN_TYPES)
+        FUNCTION = "load"
+        CATEGORY = CATEGORY
+        DESCRIPTION = "Loads a model whole, as UNETLoader does. LoRAs of less precision: the loader with virtual VRAM."
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+            return {"required": {"unet_name": original.INPUT_TYPES()["required"]["unet_name"]}}
+
+        def load(self, unet_name: str) -> tuple[Any, ...]:
+            return outputs(call(original, {"unet_name": unet_name, "weight_dtype": "default"}))
+
+    return UNetLoaderLP
 
 
 def _checkpoint(original: Any, devices: Devices) -> type:

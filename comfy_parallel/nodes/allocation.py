@@ -200,6 +200,8 @@ def _check_amounts(allocation: Allocation, text: str) -> None:
         raise AllocationError(f"{text!r} has * twice; only one device can take what is left")
     if "%" in units and len(units) > 1:
         raise AllocationError(f"{text!r} mixes % with other units; use one kind for all devices")
+    if allocation.grammar == BYTES and any(amount.unit == "" and amount.number % 1 for amount in amounts):
+        raise AllocationError(f"{text!r} mixes shares of a device with sizes; use one kind for all devices")
     if numbers and sum(numbers) == 0 and allocation.rest is None:
         raise AllocationError(f"{text!r} gives no device anything; give one an amount, or *")
     if allocation.grammar == RATIO and allocation.rest is not None and sum(numbers) > 100:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from comfy_parallel.errors import AllocationError
@@ -13,8 +15,10 @@ from comfy_parallel.slots.choice import loading_on
 
 SLOT = allocation.SLOT
 CATEGORY = "multigpu"
+DEVICE = "MULTIGPUDEVICE"  # the type of a device's name between nodes
 VIRTUAL_CATEGORY = "multigpu/distorch_2"
 _DEVICE_TIP = "Where this model lives and computes. slot: on the device of the slot that runs the job."
+_WAIT_TIP = "Where the weights wait that are not needed now."
 _GB = {"default": 4.0, "min": 0.0, "max": 128.0, "step": 0.1}
 
 Devices = Callable[[], Sequence[str]]
@@ -43,14 +47,60 @@ def with_device(row: Loader, original: type, devices: Devices) -> type:
     """The original with an input that chooses the device."""
 
     def input_types(cls: type) -> dict[str, Any]:
-        return _inputs(original, {row.device: device_input(devices())})
+        instead_of = row.own[0] if row.own else ""
+        return _inputs(original, _device_inputs(row, devices()), instead_of=instead_of, early=row.early)
 
     def load(self: Any, **inputs: Any) -> Any:
-        device = chosen(inputs.pop(row.device, SLOT), devices())
-        with loading_on(device):
-            return call(original, inputs)
+        name = inputs.pop(row.device, SLOT) if row.device else SLOT
+        device = chosen(SLOT if name is None else name, devices())
+        offload = inputs.pop(row.offload, None) if row.offload else swap_device(inputs) if row.swaps else None
+        noted = {row.noted: inputs.pop(row.noted, allocation.CPU)} if row.noted else {}
+        if row.own is not None and row.own[0] in _names(original):
+            inputs[row.own[0]] = row.own[2 if device == allocation.CPU else 1]
+        with loading_on(device, offload), _named_in_module(original, device, offload):
+            result = call(original, inputs)
+        if noted:
+            return ({**outputs(result)[0], **noted}, *outputs(result)[1:])
+        return (*outputs(result), name) if row.gives else result
 
-    return _node(f"{row.name}MultiGPU", original, input_types, load, CATEGORY)
+    node = _node(f"{row.name}MultiGPU", original, input_types, load, CATEGORY)
+    if row.gives:
+        types: Any = node
+        types.RETURN_TYPES, types.RETURN_NAMES = (*types.RETURN_TYPES, DEVICE), (*types.RETURN_NAMES, row.device)
+    return node
+
+
+def _device_inputs(row: Loader, devices: Sequence[str]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if row.device:
+        made[row.device] = (DEVICE, {"tooltip": _DEVICE_TIP}) if row.is_link else device_input(devices)
+    for name in filter(None, (row.offload, row.noted)):
+        made[name] = (list(devices), {"default": allocation.CPU, "tooltip": _WAIT_TIP})
+    return made
+
+
+def swap_device(inputs: Mapping[str, Any]) -> str | None:
+    """Where the blocks of a model wait, as the node that swaps them has noted it with the model; None if it has not."""
+    options = getattr(inputs.get("model"), "model_options", {}).get("transformer_options", {})
+    found = (options.get("block_swap_args") or {}).get("swap_device")
+    return None if found is None else str(found)
+
+
+@contextmanager
+def _named_in_module(original: type, device: str | None, offload: str | None) -> Iterator[None]:
+    """Packs that choose a device when they are imported keep it by these names, of which each slot has its own."""
+    module = sys.modules.get(original.__module__)
+    names = {"device": device, "offload_device": offload}
+    before = {name: vars(module).get(name) for name, value in names.items() if module is not None and value is not None}
+    before = {name: getattr(module, name) for name, value in before.items() if type(value).__name__ == "device"}
+    try:
+        for name, value in before.items():
+            kind: Any = type(value)
+            setattr(module, name, kind(names[name]))
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 def with_virtual_vram(row: Loader, original: type, devices: Devices, spread: Spread) -> type:
@@ -155,12 +205,31 @@ def outputs(result: Any) -> tuple[Any, ...]:
     return tuple(result["result"] if isinstance(result, dict) else result)
 
 
-def _inputs(original: Any, added: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(original: Any, added: Mapping[str, Any], *, instead_of: str = "", early: bool = False) -> dict[str, Any]:
+    """The original's inputs and others. A workflow keeps the values of widgets by their order.
+
+    Args:
+        instead_of: the input whose place the first of them takes.
+        early: they come before the optional ones, else last.
+    """
     inputs: dict[str, Any] = copy.copy(original.INPUT_TYPES())
+    left = dict(added)
     for kind in ("required", "optional"):
-        inputs[kind] = {name: spec for name, spec in inputs.get(kind, {}).items() if name not in added}
-    inputs["optional"] = {**inputs["optional"], **added}
+        kept: dict[str, Any] = {}
+        for name, spec in inputs.get(kind, {}).items():
+            if name == instead_of:
+                first = next(iter(left))
+                kept[first] = left.pop(first)
+            elif name not in added:
+                kept[name] = spec
+        inputs[kind] = kept
+    inputs["required" if early else "optional"] |= left
     return inputs
+
+
+def _names(original: Any) -> set[str]:
+    inputs = original.INPUT_TYPES()
+    return {name for kind in ("required", "optional") for name in inputs.get(kind, {})}
 
 
 def _node(name: str, original: Any, input_types: Any, load: Any, category: str) -> type:

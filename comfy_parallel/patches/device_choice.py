@@ -10,10 +10,15 @@ FEATURE = "device nodes"
 PATCHES: tuple[Patch, ...] = tuple(
     Patch(
         target=f"comfy.model_management:{name}",
-        wrap=choice.instead_of,
+        wrap=wrap,
         why="A loader node may choose a device; the choice must not reach other slots.",
         until="the host's loaders take a device",
         feature=FEATURE,
     )
-    for name in ("get_torch_device", "text_encoder_device", "vae_device")
+    for name, wrap in (
+        ("get_torch_device", choice.instead_of),
+        ("text_encoder_device", choice.instead_of),
+        ("vae_device", choice.instead_of),
+        ("unet_offload_device", choice.instead_of_offload),
+    )
 )
