@@ -102,7 +102,8 @@ class Loads:
 
     def _is_plain(self, patcher: Any, device: Any) -> bool:
         """Whether there is nothing about this load that we do not look at."""
-        if type(patcher) is not self._patcher_class:
+        kind = type(patcher)
+        if getattr(kind, "host_class", kind) is not self._patcher_class:
             return False
         host: Any = patcher
         changes = (host.weight_wrapper_patches, host.injections, host.forced_hooks, host.current_hooks)

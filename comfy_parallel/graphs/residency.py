@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from comfy_parallel.graphs.refusal import UncapturableNow, refuse
 
+ELSEWHERE = "weights that live on other devices"
 TOO_LARGE = "weights that do not all fit on the GPU"
 # What the host notes on modules and models from use to use, or replaces by its equal at each load.
 NOTES = frozenset(
@@ -30,6 +31,19 @@ NOTES = frozenset(
     }
 )
 _FILLED = ("_v_signature", "_v_weight", "_v_bias")
+
+
+class NoPages:
+    """Stands for the range of modules whose weights never get pages: the host fetches them whenever it uses them."""
+
+    def fault(self, address: int, size: int) -> None:
+        """As a range answers when a place cannot have its pages."""
+
+    def unpin(self, address: int, size: int) -> None:
+        """Nothing was pinned."""
+
+
+NOWHERE = (NoPages(), 0, 0)  # a module's place, `_v`
 
 
 def is_paged(module: Any, device: Any) -> bool:
@@ -136,6 +150,8 @@ class _NotFilled:
 
 def _range_of(modules: list[Any]) -> Any:
     ranges = {id(module._v[0]): module._v[0] for module in modules}
+    if id(NOWHERE[0]) in ranges:
+        raise UncapturableNow(ELSEWHERE)
     if len(ranges) > 1:
         raise UncapturableNow("weights in more than one range")
     for found in ranges.values():

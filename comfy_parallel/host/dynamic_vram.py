@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from comfy_parallel.errors import ConfigError
 
@@ -52,3 +53,22 @@ def check_off() -> None:
 
 def _refusal(fix: str) -> ConfigError:
     return ConfigError(f"dynamic VRAM is on, with several slots on one GPU: {_WHY}; {fix}, or have one slot per GPU")
+
+
+def can_do_without_pages(model: Any, place: tuple[Any, int, int]) -> bool:
+    """Whether the host fetches a module's weights at each use, where `place` is what it has for pages.
+
+    Models that say in which units they are used have pages for whole units: there the host asks for them all.
+    """
+    if hasattr(model, "get_dynamic_vram__units"):
+        return False
+    try:
+        from comfy_aimdo import model_vbar
+    except ImportError:
+        return False
+    try:
+        model_vbar.vbar_unpin(place)
+        return model_vbar.vbar_fault(place) is None and not model_vbar.vbar_signature_compare(None, None)
+    except (AttributeError, TypeError, ValueError) as error:
+        logger.info("comfy_parallel: this host's dynamic VRAM is of a kind we do not know (%s)", error)
+        return False

@@ -48,6 +48,13 @@ def vram(device: str) -> dict[str, int]:
     return {"used_bytes": max(0, total - free), "free_bytes": free}
 
 
+def least_to_compute() -> int:
+    """How many bytes of a device the host keeps free of models, to compute at all."""
+    import comfy.model_management
+
+    return int(comfy.model_management.minimum_inference_memory())
+
+
 def allows_origins() -> bool:
     """Whether the host answers requests from other origins (`--enable-cors-header`)."""
     from comfy.cli_args import args

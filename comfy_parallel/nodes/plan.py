@@ -9,6 +9,9 @@ from fractions import Fraction
 from comfy_parallel.errors import AllocationError
 from comfy_parallel.nodes.allocation import BYTES, CPU, FRACTION, RATIO, Allocation, Request
 
+_SMALL = 10_000  # A weight of less than such a part of the model is small.
+_CLOSE = 1_000  # A device that lacks less than such a part of the model has what it was to get.
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -55,31 +58,55 @@ class Plan:
 def place(request: Request, weights: Sequence[Weight], totals: Mapping[str, int]) -> Plan:
     """Give every weight a home. `totals` is the memory of each device in bytes.
 
-    Devices hold at most their quotas; what fits nowhere goes to the device that takes the rest. Weights are
-    walked from the last to the first, so that those which are used first are on the device that computes.
+    Devices hold at most their quotas; what fits nowhere goes to the device that takes the rest. Every device gets its
+    share of each stretch of the model, so that what is fetched for the next layers comes while these compute. Weights
+    of less than a ten-thousandth of the model take longer to fetch than they are worth: they stay while others can go.
 
     Raises:
         AllocationError: when a device's memory is needed and not known.
     """
     size = sum(weight.size for weight in weights)
     quotas, rest = _quotas(request, size, totals)
-    left = {device: quota for device, quota in quotas.items() if device != rest}
-    fixed = sum(weight.size for weight in weights if not weight.movable)
-    if request.compute in left:
-        left[request.compute] = max(0, left[request.compute] - fixed)
-    homes: dict[str, str] = {}
-    for weight in reversed(weights):
-        homes[weight.name] = _home(weight, left, rest) if weight.movable else request.compute
+    room = dict(quotas)
+    room[request.compute] = room.get(request.compute, 0) - sum(weight.size for weight in weights if not weight.movable)
+    homes = {weight.name: request.compute for weight in weights if not weight.movable}
+    movable = [weight for weight in weights if weight.movable]
+    large = [weight for weight in movable if weight.size * _SMALL >= size]
+    homes |= _interleaved(large, room, rest)
+    for weight in movable:
+        if weight.name not in homes:
+            homes[weight.name] = request.compute if weight.size <= room[request.compute] else rest
+            room[homes[weight.name]] = room.get(homes[weight.name], 0) - weight.size
+    _fill(movable, homes, room, rest, size // _CLOSE)
     sizes = {weight.name: weight.size for weight in weights}
     return Plan(request.compute, {name: homes[name] for name in sizes}, sizes, quotas)
 
 
-def _home(weight: Weight, left: dict[str, int], rest: str) -> str:
-    for device, room in left.items():
-        if weight.size <= room:
-            left[device] = room - weight.size
-            return device
-    return rest
+def _interleaved(weights: Sequence[Weight], room: dict[str, int], rest: str) -> dict[str, str]:
+    """Homes for these in their order: each goes to the device that is furthest behind its share. Takes from `room`."""
+    shares = {device: max(0, number) for device, number in room.items()}
+    whole = max(1, sum(shares.values()))
+    homes, given, seen = {}, dict.fromkeys(shares, 0), 0
+    for weight in weights:
+        seen += weight.size
+        fits = [device for device in shares if weight.size <= room[device]]
+        home = max(fits, key=lambda device: shares[device] * seen - given[device] * whole, default=rest)
+        homes[weight.name] = home
+        given[home] = given.get(home, 0) + weight.size
+        room[home] = room.get(home, 0) - weight.size
+    return homes
+
+
+def _fill(weights: Sequence[Weight], homes: dict[str, str], room: dict[str, int], rest: str, close: int) -> None:
+    """Move what is at `rest` to devices with room, the largest first, until there is less of it than `close` bytes."""
+    for device in room:
+        for weight in sorted(weights, key=lambda weight: -weight.size):
+            if device == rest or room[device] <= close:
+                break
+            if homes[weight.name] == rest and weight.size <= room[device]:
+                homes[weight.name] = device
+                room[device] -= weight.size
+                room[rest] = room.get(rest, 0) + weight.size
 
 
 def _quotas(request: Request, size: int, totals: Mapping[str, int]) -> tuple[dict[str, int], str]:

@@ -11,6 +11,7 @@ from comfy_parallel.patches import (
     libraries,
     model_management,
     model_turns,
+    placements,
     server,
     step_overhead,
     stepping,
@@ -30,6 +31,7 @@ ALL: tuple[Patch, ...] = (
     *libraries.PATCHES,
     *step_overhead.PATCHES,
     *stepping.PATCHES,
+    *placements.PATCHES,
 )
 
 

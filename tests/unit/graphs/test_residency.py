@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from comfy_parallel.graphs import code
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
-from comfy_parallel.graphs.residency import TOO_LARGE
+from comfy_parallel.graphs.residency import NOWHERE, TOO_LARGE, Pages
 from comfy_parallel.graphs.stepper import Stepper
 from tests.unit.graphs.test_graphs import FakeRecorder
 from tests.unit.graphs.vram import META, PagedLinear, PagedModel, Range
@@ -256,3 +257,9 @@ def test_the_profile_of_the_thread_is_as_before(stepper: Stepper) -> None:
     for _ in range(3):
         step(stepper, model)
     assert sys.getprofile() is before
+
+
+def test_weights_that_live_elsewhere_are_no_pages() -> None:
+    module = SimpleNamespace(_v=NOWHERE)
+    with pytest.raises(UncapturableNow, match="other devices"):
+        Pages([module])

@@ -93,3 +93,34 @@ def test_a_host_that_uses_it_all_the_same_does_not_start(
 )
 def test_which_configurations_share_a_gpu(config: Config, shares: bool) -> None:
     assert config.shares_gpus == shares
+
+
+PLACE = (SimpleNamespace(fault=lambda address, size: None, unpin=lambda address, size: None), 0, 0)
+
+
+def aimdo(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
+    package = ModuleType("comfy_aimdo")
+    package.model_vbar = SimpleNamespace(**functions)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy_aimdo", package)
+    monkeypatch.setitem(sys.modules, "comfy_aimdo.model_vbar", package.model_vbar)
+
+
+def test_single_modules_can_do_without_pages_where_the_host_asks_their_own_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def vbar_fault(place: tuple[SimpleNamespace, int, int]) -> object:
+        return place[0].fault(place[1], place[2])
+
+    def vbar_unpin(place: tuple[SimpleNamespace, int, int]) -> None:
+        place[0].unpin(place[1], place[2])
+
+    known = {"vbar_fault": vbar_fault, "vbar_unpin": vbar_unpin, "vbar_signature_compare": lambda one, two: False}
+    aimdo(monkeypatch, **known)
+    assert dynamic_vram.can_do_without_pages(object(), PLACE)
+    in_units = SimpleNamespace(get_dynamic_vram__units=lambda: ([], []))
+    assert not dynamic_vram.can_do_without_pages(in_units, PLACE)
+    for name in known:
+        aimdo(monkeypatch, **{key: value for key, value in known.items() if key != name})
+        assert not dynamic_vram.can_do_without_pages(object(), PLACE), name
+    monkeypatch.setitem(sys.modules, "comfy_aimdo", None)
+    assert not dynamic_vram.can_do_without_pages(object(), PLACE)

@@ -63,9 +63,23 @@ def test_what_cannot_move_stays_and_counts() -> None:
     assert held("cuda:0,300b;cpu,*#cuda:0", weights) == {"cuda:0": 300, "cpu": 800}
 
 
-def test_what_is_used_first_stays() -> None:
-    plan = place(parse_request("cpu,300b;cuda:0,*#cuda:0"), even(10, 100), TOTALS)
-    assert [name for name, home in plan.homes.items() if home == "cpu"] == ["w7", "w8", "w9"]
+def test_each_stretch_of_the_model_has_its_share() -> None:
+    """What is fetched for the next layers comes while these compute."""
+    for percent in (10, 25, 50, 90):
+        plan = place(parse_request(f"cpu,{percent}%;cuda:0,*#cuda:0"), even(200, 100), TOTALS)
+        away = [home == "cpu" for home in plan.homes.values()]
+        assert sum(away) == 2 * percent
+        for start in range(0, 200, 20):
+            assert abs(sum(away[start : start + 20]) - percent / 5) <= 1, (percent, start)
+
+
+def test_small_weights_stay_while_large_ones_can_go() -> None:
+    norms = [Weight(f"n{number}", 1000) for number in range(50)]
+    weights = [weight for pair in zip(even(50, GB), norms, strict=True) for weight in pair]
+    half = place(parse_request("cpu,50%;cuda:0,*#cuda:0"), weights, TOTALS)
+    assert [name for name, home in half.homes.items() if home == "cpu" and name.startswith("n")] == []
+    whole = place(parse_request("cpu,*#cuda:0"), weights, TOTALS)
+    assert whole.away == sum(weight.size for weight in weights)
 
 
 def test_memory_that_is_not_known_is_told() -> None:
