@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from comfy_parallel.graphs.signature import PLAIN
+from comfy_parallel.slots.own_attributes import SlotAttribute
 from comfy_parallel.slots.own_names import as_written
 
 _PACKAGES = frozenset({"comfy", "comfy_kitchen", "einops", "flash_attn", "sageattention", "torch", "xformers"})
@@ -221,6 +222,8 @@ def _settings_of(module_name: str) -> tuple[type, ...]:
 
 
 def _is_code(value: Any) -> bool:
+    if type(value) is SlotAttribute:  # It can be called, whatever it stands for.
+        value = value.shared
     return callable(value) or isinstance(value, staticmethod | classmethod | property)
 
 
