@@ -138,6 +138,15 @@ def test_why_a_server_refuses_is_said_and_a_password_is_not_asked_for_again_and_
     Dashboard(chromium, server.url)
 
 
+def test_buttons_work_on_a_page_that_was_opened_with_a_password_in_its_address(
+    chromium: Chrome, server: DashboardServer
+) -> None:
+    page = Dashboard(chromium, server.url.replace("//", "//ann:open%20sesame@"))
+    assert "ann:" in page.js("return document.baseURI")
+    page.press(".pause", 0)
+    page.wait("the request", lambda: "/parallel/pause" in server.asked)
+
+
 def test_pages_that_nobody_sees_leave_the_browsers_six_connections_to_others(
     chromium: Chrome, server: DashboardServer
 ) -> None:

@@ -11,8 +11,10 @@ import { count, currentLanguage, LANGUAGES, loadWords, seconds, t, translate } f
 
 const TOAST_MS = 6000;
 const byId = (id) => document.getElementById(id);
-const feed = new Feed(new URL("events", document.baseURI));
-const does = new Actions(new URL("../", document.baseURI));
+const here = new URL(document.baseURI);
+here.username = here.password = ""; // Who opened http://NAME:PASSWORD@HOST/ may not ask for such addresses from a script.
+const feed = new Feed(new URL("events", here));
+const does = new Actions(new URL("../", here));
 const charts = new Charts();
 
 /** Ask the server for something, and say how that went. */
