@@ -93,9 +93,10 @@ _TEMPLATE = """# Entry points to one ComfyUI with comfy_parallel on, a whole Cad
 \trequest_header -X_TARGET_GPU
 \trequest_header -X_TARGET-GPU
 \trequest_header -X-TARGET_GPU
-\trequest_body {
-\t\tmax_size 100MiB
-\t}
+\t# A proxy drops the headers that a request's Connection names: a client could have it dropped.
+\t@drops header_regexp Connection (?i)x-target-gpu
+\trequest_header @drops -Connection
+\t# How large a body may be says ComfyUI (--max-upload-size): Caddy keeps none of it.
 }
 
 (comfy_parallel_server) {

@@ -158,7 +158,7 @@ server {
     limit_req_status 429;
     error_page 429 @too_many_jobs;
 
-    client_max_body_size 100m;  # ComfyUI's own --max-upload-size
+    client_max_body_size 101m;  # ComfyUI itself refuses files of more than 100 (--max-upload-size)
 
     proxy_http_version 1.1;
     proxy_set_header X-TARGET-GPU $comfy_parallel_slot;

@@ -23,7 +23,8 @@ def running_caddy(
     ports = {written: free_port() for written in (ALL_SLOTS, *slot_ports)} | {COMFYUI: backend_port}
     process, log = start(program, home, text, ports)
     try:
-        await_port(process, ports[ALL_SLOTS], log)
+        for written in (ALL_SLOTS, *slot_ports):
+            await_port(process, ports[written], log)
         yield Nginx(ports)
     finally:
         process.terminate()

@@ -150,6 +150,15 @@ def running_echo() -> Iterator[Echo]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+        def do_POST(self) -> None:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    self.rfile.read(size + 2)
+                while self.rfile.readline().strip():
+                    """Trailers, and the empty line after them."""
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.do_GET()
+
         def log_message(self, format: str, *args: Any) -> None:
             pass
 

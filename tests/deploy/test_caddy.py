@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
-import websocket
 
 from comfy_parallel.ops.cli import main
 from tests.deploy.conftest import Need
@@ -21,13 +17,18 @@ from tests.deploy.entries import (
     AUTHS,
     OTHER_TOKEN,
     PASSWORD,
+    SPOOFS,
     TOKEN,
+    WEBSOCKETS,
     Served,
+    assert_hears_its_own_job,
     assert_let_in,
     assert_not_passed_on_with_a_space,
+    assert_raw_request_says,
     assert_refused,
     assert_says,
     assert_sent_to_https,
+    assert_takes_files_as_large_as_comfyui_does,
     make_options,
 )
 from tests.deploy.real_caddy import complaints, running_caddy
@@ -94,26 +95,15 @@ def test_names_with_an_escaped_slash_survive_the_path_form(caddy: Nginx) -> None
     assert caddy.call(ALL_SLOTS, "GET", path).json == {"saved": True}
 
 
-@pytest.mark.parametrize(("port", "path", "slot"), [(8183, "/ws", 2), (ALL_SLOTS, "/gpu1/ws", 1)])
-def test_a_websocket_hears_its_own_job(caddy: Nginx, port: int, path: str, slot: int) -> None:
-    client_id = uuid.uuid4().hex
-    socket_ = websocket.create_connection(f"ws://127.0.0.1:{caddy.ports[port]}{path}?clientId={client_id}", timeout=60)
-    try:
-        accepted = submit(caddy, port, path.replace("/ws", "/prompt"), job(client_id=client_id))
-        assert accepted["gpu_id"] == slot
-        kinds: list[Any] = []
-        while "execution_success" not in kinds:
-            message = socket_.recv()
-            if isinstance(message, str):
-                kinds.append(json.loads(message)["type"])
-    finally:
-        socket_.close()
-    assert {"execution_start", "executing", "executed"} <= set(kinds)
+@pytest.mark.parametrize(("port", "path", "slot"), WEBSOCKETS)
+def test_a_websocket_hears_its_own_job_with_previews(
+    caddy: Nginx, host: HostServer, port: int, path: str, slot: int | None
+) -> None:
+    assert_hears_its_own_job(caddy, host, port, path, slot)
 
 
-def test_large_bodies_pass_and_too_large_ones_do_not(caddy: Nginx) -> None:
-    reply = caddy.call(8181, "POST", "/prompt", {"padding": "x" * 3_000_000})
-    assert (reply.status, reply.json["error"]["type"]) == (400, "no_prompt")
+def test_files_as_large_as_comfyui_takes_pass_and_larger_ones_do_not(caddy: Nginx, host: HostServer) -> None:
+    assert_takes_files_as_large_as_comfyui_does(caddy, host)
 
 
 def test_a_browsers_origin_is_compared_with_the_address_it_used(caddy: Nginx) -> None:
@@ -189,6 +179,14 @@ def test_no_spelling_of_the_header_changes_what_a_port_or_a_path_says(
     served: Served, echo: Echo, spelling: str, port: int, path: str, slot: str
 ) -> None:
     assert_says(served("none"), echo, spelling, port, path, slot)
+
+
+@pytest.mark.parametrize("request_", SPOOFS.values(), ids=SPOOFS)
+@pytest.mark.parametrize(("port", "path"), [(8181, "/queue"), (8181, "/gpu1/queue"), (ALL_SLOTS, "/gpu0/queue")])
+def test_no_request_changes_what_a_port_or_a_path_says(
+    served: Served, echo: Echo, request_: str, port: int, path: str
+) -> None:
+    assert_raw_request_says(served("none"), echo, request_, port, path, "0")
 
 
 def test_a_header_with_a_space_before_its_colon_is_not_passed_on(served: Served, echo: Echo) -> None:

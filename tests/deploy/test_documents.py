@@ -42,6 +42,8 @@ ELSEWHERE = {
     r"comfy-parallel plan MODEL .*": "tests/unit/ops/test_plan.py",
     r"comfy-parallel launch --gpus 0,1( .*)?": "tests/unit/ops/test_launch.py",
     r"comfy-parallel (master|all-fast|all-slow|update|update-nodes|venv)": "tests/unit/ops/test_modes.py",
+    r"COMFY_MULTI_GPU_SCHED=1 COMFY_PARALLEL_DEVICES=cpu,cpu python main\.py --cpu": "tests/host/server.py",
+    r"python run_command\.py( doctor PATH_TO_COMFYUI)?": "tests/unit/ops/test_modes.py",
     r"\./start_multi_gpu\.sh --dry-run": "tests/deploy/test_start_script.py",
     r"\./start_multi_gpu\.sh --devices .*": "tests/deploy/test_real_start.py",
     r"\./quick_test\.sh": "tests/deploy/test_quick_test.py",
@@ -60,6 +62,7 @@ NOT_HERE = {
     r"echo 'comfy-parallel @ git\+URL_OF_THIS_REPOSITORY' >> requirements\.txt": "the address differs",
     r"kill -9|git pull --ff-only": "what is done to the server, or by it",
     r"pip install (prometheus-client )?nvidia-ml-py": "the tests' own requirements have what they need",
+    r"pip install -r requirements\.txt": "the tests' own requirements have what they need",
     r"py-spy record --gil": "how a figure was made",
 }
 # Figures take hours or GPUs; that each of these takes its arguments is tested here.

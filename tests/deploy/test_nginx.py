@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import websocket
 
 from tests.deploy.conftest import Need
+from tests.deploy.entries import WEBSOCKETS, assert_hears_its_own_job, assert_takes_files_as_large_as_comfyui_does
 from tests.deploy.real_nginx import (
     ALL_SLOTS,
     COMFYUI,
@@ -142,24 +142,15 @@ def test_queue_is_the_slots_own_through_its_port(nginx: Nginx, host: HostServer)
     assert len(nginx.call(ALL_SLOTS, "GET", "/queue/all").json["queues"]) == 4
 
 
-@pytest.mark.parametrize(
-    ("port", "path", "slot"), [(8183, "/ws", 2), (ALL_SLOTS, "/gpu1/ws", 1), (ALL_SLOTS, "/gpu3/api/ws", 3)]
-)
-def test_a_websocket_through_nginx_hears_its_own_job(nginx: Nginx, port: int, path: str, slot: int) -> None:
-    client_id = uuid.uuid4().hex
-    socket_ = websocket.create_connection(f"ws://127.0.0.1:{nginx.ports[port]}{path}?clientId={client_id}", timeout=60)
-    try:
-        accepted = submit(nginx, port, path.replace("/ws", "/prompt"), job(client_id=client_id))
-        assert accepted["gpu_id"] == slot
-        events: list[dict[str, Any]] = []
-        while not events or events[-1]["type"] != "execution_success":
-            message = socket_.recv()
-            if isinstance(message, str):
-                events.append(json.loads(message))
-    finally:
-        socket_.close()
-    own = [event for event in events if event["data"].get("prompt_id") == accepted["prompt_id"]]
-    assert {"execution_start", "executing", "executed", "execution_success"} <= {event["type"] for event in own}
+@pytest.mark.parametrize(("port", "path", "slot"), WEBSOCKETS)
+def test_a_websocket_hears_its_own_job_with_previews(
+    nginx: Nginx, host: HostServer, port: int, path: str, slot: int | None
+) -> None:
+    assert_hears_its_own_job(nginx, host, port, path, slot)
+
+
+def test_files_as_large_as_comfyui_takes_pass_and_larger_ones_do_not(nginx: Nginx, host: HostServer) -> None:
+    assert_takes_files_as_large_as_comfyui_does(nginx, host)
 
 
 def test_a_browsers_origin_is_compared_with_the_address_it_used(nginx: Nginx) -> None:
@@ -190,6 +181,29 @@ def test_a_burst_of_jobs_is_limited_and_nothing_else_is(
     for other_port, method, other_path in elsewhere:
         statuses = {fresh.call(other_port, method, other_path, {}).status for _ in range(21)}
         assert statuses <= {200, 400}
+
+
+def test_no_accepted_job_of_a_burst_is_lost_and_a_refused_one_may_come_again(
+    make_nginx: MakeNginx, host: HostServer
+) -> None:
+    fresh = make_nginx(host.port)
+    replies = [fresh.call(8182, "POST", "/prompt", job()) for _ in range(60)]
+    accepted = [reply.json["prompt_id"] for reply in replies if reply.status == 200]
+    refused = [reply for reply in replies if reply.status != 200]
+    assert {(reply.status, reply.headers["retry-after"]) for reply in refused} <= {(429, "1")}
+    assert len(accepted) >= 21
+    again = submit_until_taken(fresh, 8182)
+    ended = host.wait([*accepted, again])
+    assert {(entry["gpu_id"], entry["status"]["status_str"]) for entry in ended.values()} == {(1, "success")}
+    assert len(set(accepted)) == len(accepted)
+
+
+def submit_until_taken(nginx: Nginx, port: int) -> str:
+    """Send a job as often as it is refused, each time after as long as the answer says."""
+    while (reply := nginx.call(port, "POST", "/prompt", job())).status == 429:
+        time.sleep(float(reply.headers["retry-after"]))
+    assert reply.status == 200
+    return str(reply.json["prompt_id"])
 
 
 def test_connections_to_comfyui_are_kept_and_used_again(before_echo: Nginx, echo: Echo) -> None:

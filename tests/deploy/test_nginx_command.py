@@ -16,10 +16,12 @@ from tests.deploy.entries import (
     AUTHS,
     OTHER_TOKEN,
     PASSWORD,
+    SPOOFS,
     TOKEN,
     Served,
     assert_let_in,
     assert_not_passed_on_with_a_space,
+    assert_raw_request_says,
     assert_refused,
     assert_says,
     assert_sent_to_https,
@@ -145,6 +147,14 @@ def test_no_spelling_of_the_header_changes_what_a_port_or_a_path_says(
     served: Served, echo: Echo, spelling: str, port: int, path: str, slot: str
 ) -> None:
     assert_says(served("none"), echo, spelling, port, path, slot)
+
+
+@pytest.mark.parametrize("request_", SPOOFS.values(), ids=SPOOFS)
+@pytest.mark.parametrize(("port", "path"), [(8181, "/queue"), (8181, "/gpu1/queue"), (ALL_SLOTS, "/gpu0/queue")])
+def test_no_request_changes_what_a_port_or_a_path_says(
+    served: Served, echo: Echo, request_: str, port: int, path: str
+) -> None:
+    assert_raw_request_says(served("none"), echo, request_, port, path, "0")
 
 
 def test_a_header_with_a_space_before_its_colon_is_not_passed_on(served: Served, echo: Echo) -> None:
