@@ -8,6 +8,9 @@ pages be there, and stay there until they are unpinned; it returns their serial 
 A recorded forward holds addresses in the range. It may run while all pages are pinned and have the serial numbers with
 which it was recorded: then they still hold what the host had put there. What the host puts into a page that stays (a
 LoRA's weights) is told by the objects that it notes on the module whenever it fills its place.
+
+Where memory is short, to fault what is not there takes away pages that are: of other models, and from the end of the
+same one, as many as are asked for. So the range is faulted only if all of it is there, or there is room for the rest.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from comfy_parallel.graphs.refusal import UncapturableNow, refuse
 
 ELSEWHERE = "weights that live on other devices"
 TOO_LARGE = "weights that do not all fit on the GPU"
+_PAGE = 32 << 20  # comfy_aimdo, model-vbar.c: VBAR_PAGE_SIZE
+_SPARE = 1 << 30  # bytes that the host leaves free, and what a forward needs besides
 # What the host notes on modules and models from use to use, or replaces by its equal at each load.
 NOTES = frozenset(
     {
@@ -67,6 +72,8 @@ class Pages:
         self._range = _range_of(modules)
         self._end = self._range.offset if modules else 0
         self._serials: bytes | None = None
+        if not self._has_room():
+            raise UncapturableNow(TOO_LARGE)
         with self._pinned() as serials:
             filled = [_is_filled(module) for module in modules]
         self._serials = serials
@@ -78,7 +85,7 @@ class Pages:
         """Pin all pages, if they are all as they were; if not, it leaves none pinned. Ask in every step."""
         if self._range is None:
             return True
-        if self._range.offset != self._end:
+        if self._range.offset != self._end or self._missing_bytes():
             return False
         serials = self._range.fault(self._range.base_addr, self._end)
         if serials is None:
@@ -123,6 +130,19 @@ class Pages:
                 note["_v"] = place
             self.release()
 
+    def _missing_bytes(self) -> int:
+        """How much of the range has no memory now."""
+        pages: int = -(-self._end // _PAGE)
+        there: int = self._range.loaded_size()
+        return max(0, pages * _PAGE - there)
+
+    def _has_room(self) -> bool:
+        """Whether all pages can be there without taking any away."""
+        import torch
+
+        missing = self._missing_bytes() if self._range is not None else 0
+        return not missing or bool(missing + _SPARE <= torch.cuda.mem_get_info(self._range.device)[0])
+
     @contextmanager
     def _pinned(self) -> Iterator[bytes | None]:
         if self._range is None:
@@ -155,7 +175,7 @@ def _range_of(modules: list[Any]) -> Any:
     if len(ranges) > 1:
         raise UncapturableNow("weights in more than one range")
     for found in ranges.values():
-        if all(hasattr(found, name) for name in ("fault", "unpin", "base_addr", "offset")):
+        if all(hasattr(found, name) for name in ("fault", "unpin", "base_addr", "offset", "loaded_size", "device")):
             return found
         raise UncapturableNow("dynamic VRAM of a kind we do not know")
     return None

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from comfy_parallel.graphs import code
+from comfy_parallel.graphs import code, residency
 from comfy_parallel.graphs.model_state import ModelState
 from comfy_parallel.graphs.refusal import Uncapturable, UncapturableNow
 from comfy_parallel.graphs.residency import NOWHERE, TOO_LARGE, Pages
 from comfy_parallel.graphs.stepper import Stepper
 from tests.unit.graphs.test_graphs import FakeRecorder
-from tests.unit.graphs.vram import META, PagedLinear, PagedModel, Range
+from tests.unit.graphs.vram import META, PAGE, PagedLinear, PagedModel, Range
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,14 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "_KNOWN", code._KNOWN | {__name__.partition(".")[0]})
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU whose memory is what the newest range says, with small pages."""
+    monkeypatch.setattr(residency, "_PAGE", PAGE)
+    monkeypatch.setattr(residency, "_SPARE", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (Range.newest.free_bytes, 0))
 
 
 @pytest.fixture
@@ -108,6 +116,26 @@ def test_a_model_that_does_not_fit_steps_eagerly_and_says_so(stepper: Stepper) -
     for _ in range(3):
         step(stepper, model)
     assert counts(stepper) == (0, 0, FIRST | {TOO_LARGE: 2})
+
+
+def test_a_look_at_a_model_that_does_not_fit_takes_none_of_it_away(stepper: Stepper) -> None:
+    model = PagedModel(num_there=2)
+    for _ in range(3):
+        step(stepper, model)
+        stepper.begin_sampling()
+    assert model.pages.there == {0, 1}
+    assert [layer.fills for layer in model.layers] == [1, 1, 0]
+
+
+def test_pages_that_were_taken_away_are_not_asked_for_where_memory_is_short(stepper: Stepper) -> None:
+    model = PagedModel()
+    for _ in range(2):
+        step(stepper, model)
+    model.pages.num_there = 2
+    model.pages.evict(2, 3)
+    with torch.inference_mode():
+        stepper.step(forward, model, {"x": torch.ones(2, 4)})
+    assert model.pages.there == {0, 1}
 
 
 def test_a_model_that_fits_later_is_recorded_then(stepper: Stepper) -> None:

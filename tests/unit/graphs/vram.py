@@ -12,9 +12,16 @@ META = torch.device("meta")  # where weights lie that are not on the device
 
 
 class Range:
-    """A range of pages; `num_there` of them at most have memory at once."""
+    """A range of pages; `num_there` of them at most have memory at once.
+
+    As with comfy_aimdo, to fault more than that takes away what is there.
+    """
+
+    device = 0
+    newest: Range
 
     def __init__(self, num_there: int = 100) -> None:
+        Range.newest = self
         self.base_addr = 1 << 20
         self.offset = 0
         self.num_there = num_there
@@ -32,6 +39,8 @@ class Range:
         self.faults += 1
         pages = self._pages(address, size)
         if any(page >= self.num_there for page in pages):
+            if len(pages) > 1:
+                self.evict(*self.there)
             return None
         for page in pages:
             if page not in self.there:
@@ -44,6 +53,14 @@ class Range:
         for page in self._pages(address, size):
             self.pins[page] -= 1
             assert self.pins[page] >= 0, "unpinned more often than pinned"
+
+    def loaded_size(self) -> int:
+        return len(self.there) * PAGE
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the GPU, if this range alone is on it."""
+        return (self.num_there - len(self.there)) * PAGE
 
     def evict(self, *pages: int) -> None:
         self.there -= {page for page in pages if not self.pins.get(page)}
