@@ -83,11 +83,6 @@ class _Placed:
             place_model(made, placement if made.model is self.model else placement.for_another_model())
         return made
 
-    def model_size(self) -> int:
-        """What the device that computes has to have free for it."""
-        placement = placement_of(self)
-        return int(_host(self).model_size()) if placement is None else int(placement.here_bytes)
-
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
         placement = placement_of(self)
         if placement is not None and unpatch_weights:
@@ -152,6 +147,11 @@ class Placed(_Placed):
         store = loading.store_of_slot()
         if store is not None and getattr(device_to, "type", None) == "cuda":
             loading.load_ahead(store, self.model, device_to, {*self.patches, *_keys(self.model, placement.away)})
+
+    def model_size(self) -> int:
+        """What the device that computes has to have free for it; the host makes that room."""
+        placement = placement_of(self)
+        return int(_host(self).model_size()) if placement is None else int(placement.here_bytes)
 
     def patch_weight_to_device(self, key: str, device_to: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The bytes are those of a model that is loaded whole: computed where it computes, then taken home."""

@@ -47,10 +47,12 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def servers(make_gpu_server: MakeGpuServer) -> Servers:
+    """Without recordings, which keep memory of their own."""
+    eager = {"COMFY_PARALLEL_GRAPHS": "off"}
     options: list[dict[str, Any]] = [
         {"slots": None},
-        {"slots": "cuda:0"},
-        {"slots": "cuda:0", "env": {"COMFY_PARALLEL_SLOTS_PER_GPU": "2"}},
+        {"slots": "cuda:0", "env": eager},
+        {"slots": "cuda:0", "env": {**eager, "COMFY_PARALLEL_SLOTS_PER_GPU": "2"}},
     ]
     with ThreadPoolExecutor(3) as pool:
         stock, ours, two = pool.map(lambda each: make_gpu_server(**each), options)

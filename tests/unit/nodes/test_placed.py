@@ -96,6 +96,11 @@ def test_the_host_makes_room_for_what_stays() -> None:
     assert placed(HostPatcher(Model())).model_size() == 48
 
 
+def test_under_dynamic_vram_its_range_and_pins_are_for_the_whole_model() -> None:
+    """The host makes room page by page there."""
+    assert placed(PagedPatcher(Model())).model_size() == 96
+
+
 def test_under_dynamic_vram_what_lives_elsewhere_has_no_pages() -> None:
     patcher = placed(PagedPatcher(Model()))
     for _ in range(2):
