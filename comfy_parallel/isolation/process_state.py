@@ -32,6 +32,7 @@ from comfy_parallel.isolation.leftovers import (
     OwnSettings,
     SharedSettings,
 )
+from comfy_parallel.isolation.packs import streams
 from comfy_parallel.slots.slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -138,8 +139,8 @@ def _of_python() -> dict[str, Setting]:
         "sys.path": Setting(lambda: tuple(sys.path), _set_path),
         "sys.excepthook": _attribute(sys, "excepthook"),
         "sys.unraisablehook": _attribute(sys, "unraisablehook"),
-        "sys.stdout": _attribute(sys, "stdout"),
-        "sys.stderr": _attribute(sys, "stderr"),
+        "sys.stdout": _stream("stdout"),
+        "sys.stderr": _stream("stderr"),
         "sys.stdin": _attribute(sys, "stdin"),
         "threading.excepthook": _attribute(threading, "excepthook"),
         _FILTERS: Setting(lambda: tuple(warnings.filters), _set_warnings),
@@ -349,6 +350,11 @@ def _precision(path: str) -> Setting:
 
 def _hooks(kept: dict[Any, Any]) -> Setting:
     return Setting(lambda: tuple(kept.items()), lambda was: _set_dict(kept, dict(was)))
+
+
+def _stream(name: str) -> Setting:
+    """Not what a job of a pack has put on it, which is its slot's own."""
+    return Setting(lambda: streams.below(name), lambda was: streams.put_below(name, was))
 
 
 def _attribute(owner: Any, name: str) -> Setting:

@@ -49,6 +49,21 @@ def put(name: str, stream: Any) -> None:
     found.put(stream)
 
 
+def below(name: str) -> Any:
+    """The stream of the process, whatever lies on it in the calling slot."""
+    found = getattr(sys, name)
+    return found._shared if isinstance(found, _Routed) else found
+
+
+def put_below(name: str, stream: Any) -> None:
+    """Set that one."""
+    found = getattr(sys, name)
+    if isinstance(found, _Routed):
+        found._shared = stream
+    else:
+        setattr(sys, name, stream)
+
+
 def revert() -> None:
     """Put the streams back. Only sensible while no job runs."""
     for name in NAMES:

@@ -62,3 +62,15 @@ def test_streams_lie_on_each_other(in_slot: InSlot) -> None:
     with stream() as host:
         in_slot(0, job)
     assert (inner.getvalue(), outer.getvalue(), host.getvalue()) == ("inner\n", "outer\n", "host\n")
+
+
+def test_the_process_s_stream_is_told_and_set_below_those_of_slots(in_slot: InSlot) -> None:
+    mine, other = io.StringIO(), io.StringIO()
+    with stream() as host:
+        in_slot(0, put, mine)
+        assert [in_slot(slot, streams.below, "stdout") for slot in (0, 1, None)] == [host] * 3
+        in_slot(1, streams.put_below, "stdout", other)
+        for slot in (0, 1):
+            in_slot(slot, print, slot)
+        in_slot(1, streams.put_below, "stdout", host)
+    assert (mine.getvalue(), other.getvalue()) == ("0\n", "1\n")
