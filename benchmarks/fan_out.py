@@ -2,10 +2,12 @@
 
     python benchmarks/fan_out.py COMFYUI_DIR [--kills 100] [--rounds 20] [--slots cpu,cpu=process,cpu=process]
     python benchmarks/fan_out.py COMFYUI_DIR --rounds 0 --kills 100 --at-once 6 --budget-s 500
+        [--kind process|remote|ray]
 
 Overhead: 8 images that cost nothing, over 1, 2 and 4 slots, against one job that makes them by itself. Speed: 8 images
-of a small model with random weights over 1, 2 and 4 slots (`--devices cuda:0,cuda:1` for GPUs). Kills: a process slot
-is killed at a random moment while it computes a share; each job must give the full set, in order. `--at-once` servers
+of a small model with random weights over 1, 2 and 4 slots (`--devices cuda:0,cuda:1` for GPUs). Kills: what runs
+a slot's jobs (a process, a ComfyUI elsewhere, one of a Ray cluster) is killed at a random moment while it computes a
+share; each job must give the full set, in order. `--at-once` servers
 have their processes killed beside each other; when `--budget-s` is over, no other kill begins, and the totals are told.
 """
 
@@ -21,18 +23,21 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.host.jobs import new_key, outcome
+from tests.host.jobs import new_key, outcome, slots_shown
 from tests.host.models import cached_models
 from tests.host.server import JSON, HostServer
 from tests.host.workflows import Workflow, node, txt2img
 
 IMAGES = 8
+End = Callable[[JSON], object]  # ends what runs the jobs of a slot, of which `GET /queue/all` tells this
 
 
 def cheap(count: int) -> Workflow:
@@ -98,13 +103,13 @@ class Kills:
         self._lock = threading.Lock()
         self.figures = Counter[str]()
 
-    def run(self, host: Path, slots: str, seed: int) -> None:
+    def run(self, host: Path, kind: str, slots: str, seed: int) -> None:
         """Kill at one server until there is nothing left to do."""
         chance = random.Random(seed)
-        env = {"COMFY_PARALLEL_BREAKER": "off"}
-        with tempfile.TemporaryDirectory() as home, HostServer(host, Path(home), slots=slots, env=env) as server:
+        with ExitStack() as started:
+            server, end = KINDS[kind](started, host, slots)
             while (number := self._next()) is not None:
-                self._note(kill_once(server, chance, 10 * number))
+                self._note(kill_once(server, end, chance, 10 * number))
 
     def _next(self) -> int | None:
         with self._lock:
@@ -123,37 +128,86 @@ class Kills:
     def told(self) -> str:
         found = self.figures
         return (
-            f"{found['kills']} kills ({found['during a share']} while the slot ran one, {found['of the job']} of a"
-            f" job's own process) in {time.monotonic() - self._began:.0f} s: {found['failed']} jobs failed,"
+            f"{found['kills']} kills ({found['during a share']} while the slot computed a share, {found['of the job']}"
+            f" of the job's own slot) in {time.monotonic() - self._began:.0f} s: {found['failed']} jobs failed,"
             f" {found['incomplete']} without the full set in order"
         )
 
 
-def kill(host: Path, slots: str, count: int, seed: int, at_once: int, budget_s: float) -> bool:
+def kill(host: Path, given: argparse.Namespace) -> bool:
     """Whether every job gave all it should. Each server's chances follow from `seed` and its number."""
-    kills = Kills(count, budget_s)
-    with ThreadPoolExecutor(at_once) as threads:
-        running = [threads.submit(kills.run, host, slots, seed + number) for number in range(at_once)]
-    print(f"in all: {kills.told}", flush=True)
+    kills = Kills(given.kills, given.budget_s)
+    with ThreadPoolExecutor(given.at_once) as threads:
+        running = [
+            threads.submit(kills.run, host, given.kind, given.slots, given.seed + number)
+            for number in range(given.at_once)
+        ]
+    print(f"in all, kind {given.kind}: {kills.told}", flush=True)
     for one in running:
         one.result()  # Raises what kept a server from going on.
     return not kills.figures["failed"] and not kills.figures["incomplete"]
 
 
-def kill_once(server: HostServer, chance: random.Random, first: int) -> Counter[str]:
-    """A job of 6 shares, of a thread or of a process, and the kill of a process meanwhile."""
-    pids = ready(server)
+def start(started: ExitStack, host: Path, slots: str, **env: str) -> HostServer:
+    home = Path(started.enter_context(tempfile.TemporaryDirectory()))
+    return started.enter_context(HostServer(host, home, slots=slots, env={"COMFY_PARALLEL_BREAKER": "off", **env}))
+
+
+def of_processes(started: ExitStack, host: Path, slots: str) -> tuple[HostServer, End]:
+    """Slots in processes, which are killed."""
+    return start(started, host, slots), lambda slot: os.kill(slot["worker"]["pid"], signal.SIGKILL)
+
+
+def of_remotes(started: ExitStack, host: Path, slots: str) -> tuple[HostServer, End]:
+    """Slots of two other ComfyUIs, which are killed and started again."""
+    others = [start(started, host, "cpu") for _ in range(2)]
+    threads = started.enter_context(ThreadPoolExecutor())
+
+    def end(slot: JSON) -> None:
+        other = next(one for one in others if one.url == slot["worker"]["address"])
+        other.stop(signal_number=signal.SIGKILL)
+        threads.submit(other.start)
+
+    return start(started, host, "cpu", COMFY_PARALLEL_REMOTE=",".join(other.url for other in others)), end
+
+
+def of_ray(started: ExitStack, host: Path, slots: str) -> tuple[HostServer, End]:
+    """Slots of two machines of a Ray cluster, whose ComfyUIs are killed; Ray starts them again."""
+    import psutil
+    from ray.cluster_utils import Cluster
+
+    machine = {"num_cpus": 0, "num_gpus": 0, "resources": {"comfy_slot": 1}, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=machine)
+    cluster.add_node(**machine)
+
+    def end(slot: JSON) -> None:
+        port = slot["worker"]["address"].rpartition(":")[2]
+        for process in psutil.process_iter(["cmdline"]):
+            if "main.py" in (line := process.info["cmdline"] or []) and "--listen" in line and port in line:
+                process.kill()
+                return
+        raise SystemExit(f"no ComfyUI listens on port {port}")
+
+    return start(started, host, "cpu", COMFY_PARALLEL_RAY=cluster.address), end
+
+
+KINDS = {"process": of_processes, "remote": of_remotes, "ray": of_ray}
+
+
+def kill_once(server: HostServer, end: End, chance: random.Random, first: int) -> Counter[str]:
+    """A job of 6 shares, of any slot, and the end of one that computes a part of it."""
+    ready = await_ready(server)
     workflow = {
         "seed": node("DistributedSeed", seed=first),
         "work": node("CPTSlow", value=["seed", 0], seconds=0.5, salt=new_key()),
         "all": node("ParallelCollector", value=["work", 0], participants=6),
         "out": node("CPTOut", value=["all", 0]),
     }
-    own, victim = chance.choice([0, *pids]), chance.choice(list(pids))
+    own, victim = chance.choice([0, *ready]), chance.choice(list(ready))
     job_id = server.submit(workflow, own)["prompt_id"]
-    time.sleep(chance.uniform(0.1, 1.0))
-    is_busy = server.request("GET", "/queue/all")[1]["queues"][victim]["running_count"] > 0
-    os.kill(pids[victim], signal.SIGKILL)
+    is_busy = await_busy(server, victim)
+    time.sleep(chance.uniform(0.0, 0.4))
+    end(ready[victim])
     entry = server.wait([job_id], 600)[job_id]
     shown = [text.partition("@")[0] for text in entry["outputs"].get("out", {}).get("value", [])]
     return Counter(
@@ -167,20 +221,31 @@ def kill_once(server: HostServer, chance: random.Random, first: int) -> Counter[
     )
 
 
-def ready(server: HostServer) -> dict[int, int]:
-    """The process of each slot that has one, once all are ready."""
+def await_ready(server: HostServer) -> dict[int, JSON]:
+    """The slots that can be killed, once there is one; all of a server that has begun."""
     while True:
-        queues = server.request("GET", "/queue/all")[1]["queues"]
-        workers = {one["gpu_id"]: one["worker"] for one in queues if one["worker"]}
-        if all(one["state"] == "ready" and one["pid"] for one in workers.values()):
-            return {slot: one["pid"] for slot, one in workers.items()}
+        queues = slots_shown(server)
+        ready = {one["gpu_id"]: one for one in queues if one["worker"] and one["worker"]["state"] == "ready"}
+        if ready:
+            return ready
         time.sleep(0.1)
+
+
+def await_busy(server: HostServer, slot: int) -> bool:
+    """Whether the slot begins something within 2 s."""
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        if slots_shown(server)[slot]["running_count"]:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kind", choices=sorted(KINDS), default="process", help="of the slots that are killed")
     parser.add_argument("--at-once", type=int, default=1, help="servers that are killed at beside each other")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="no kill begins after so long")
     parser.add_argument("--seed", type=int, default=1)
@@ -191,7 +256,7 @@ def main() -> None:
     if given.rounds:
         measure(given.comfyui, given.devices.split(","), given.rounds)
     if given.kills:
-        is_whole = kill(given.comfyui, given.slots, given.kills, given.seed, given.at_once, given.budget_s)
+        is_whole = kill(given.comfyui, given)
         sys.exit(0 if is_whole else 1)
 
 
