@@ -25,6 +25,8 @@ SECONDS = {
     "host/test_closing.py": 45,
     "browser/test_frontend.py": 45,
     "host/test_ray.py": 40,
+    "host/test_fan_out_remote.py": 25,
+    "host/test_distributed_client.py": 25,
     "host/test_overwriting.py": 35,
     "host/test_http_contract.py": 35,
     "host/test_preload.py": 35,

@@ -153,3 +153,10 @@ def pack_folders() -> list[Path]:
     import folder_paths
 
     return [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
+
+
+def log_lines() -> list[str]:
+    """What the host has logged last, as far as it remembers."""
+    from app.logger import get_logs
+
+    return [str(entry.get("m", "")) if isinstance(entry, dict) else str(entry) for entry in list(get_logs() or ())]

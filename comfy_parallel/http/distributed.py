@@ -19,8 +19,8 @@ from aiohttp import web
 from comfy_parallel.core.gpu_config import SETTINGS, GpuConfig
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest, ConfigError
-from comfy_parallel.http import checks
-from comfy_parallel.http.workers import Handler, known, lines_of, refusing, worker_json
+from comfy_parallel.http import checks, distributed_jobs, replies
+from comfy_parallel.http.workers import Handler, known, lines_of, worker_json
 
 Submit = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Change = Callable[[GpuConfig, dict[str, Any]], GpuConfig]
@@ -30,7 +30,7 @@ _SUCCESS = {"status": "success"}
 def add_routes(server: Any, front: Any, submit: Submit) -> None:
     """Add them to the host's server; `submit` answers `POST /prompt`."""
     for method, path, handler in _routes(front, submit):
-        server.routes.route(method, path)(_unless_taken(server, method, path, refusing(handler)))
+        server.routes.route(method, path)(_unless_taken(server, method, path, _refusing(handler)))
 
 
 def _routes(front: Any, submit: Submit) -> list[tuple[str, str, Handler]]:
@@ -57,6 +57,7 @@ def _routes(front: Any, submit: Submit) -> list[tuple[str, str, Handler]]:
         ("GET", "/distributed/worker_log/{worker_id}", _worker_log),
         ("GET", "/distributed/network_info", _network_info),
         ("GET", "/distributed/system_info", _system_info),
+        *distributed_jobs.routes(),
     ]
 
 
@@ -68,6 +69,18 @@ def _unless_taken(server: Any, method: str, path: str, handler: Handler) -> Hand
             if getattr(route, "path", None) == path and route.method == method and route.handler is not answer:
                 return await route.handler(request)  # type: ignore[no-any-return]
         return await handler(request)
+
+    return answer
+
+
+def _refusing(handler: Handler) -> Handler:
+    """The handler, whose BadRequest is the reply, with its message where the original's page looks for it."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            return replies.refusal(error, message=error.message)
 
     return answer
 

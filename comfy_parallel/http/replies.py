@@ -17,13 +17,16 @@ logger = logging.getLogger(__name__)
 _MOST = 2000  # characters of a sentence in a reply
 
 
-def refusal(error: BadRequest) -> web.Response:
-    """The reply for a request that cannot be acted on, 400 unless the error says otherwise; the reason is logged."""
+def refusal(error: BadRequest, **besides: Any) -> web.Response:
+    """The reply for a request that cannot be acted on, 400 unless the error says otherwise; the reason is logged.
+
+    `besides`: more fields of it.
+    """
     message, details = clipped(error.message, _MOST), clipped(error.details, _MOST)
     logger.warning("request refused: %s; %s", message, details)
     reason = {"type": error.type, "message": message, "details": details, "extra_info": {}}
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return web.json_response({"error": reason, "node_errors": {}}, status=error.status, headers=headers)
+    return web.json_response({"error": reason, "node_errors": {}, **besides}, status=error.status, headers=headers)
 
 
 def complete(response: web.StreamResponse, add: Callable[[bytes], bytes], *, status: int = 200) -> None:

@@ -137,6 +137,21 @@ def test_what_settles_the_shares_cannot_be_connected(server: HostServer, collect
     assert f"{name} is connected, but must be known before the job runs" in told
 
 
+def test_a_job_names_the_slots_that_take_part(server: HostServer) -> None:
+    workflow = {
+        "seed": node("DistributedSeed", seed=1),
+        "share": node("CPTShare", key=new_key(), how="plain", seed=["seed", 0], bad=-1, parties=2),
+        "all": node("ParallelCollector", value=["share", 0]),
+        "out": node("CPTOut", value=["all", 0]),
+    }
+    job_id = server.submit(workflow, 1, extra_data={"participants": [1, 3]})["prompt_id"]
+    entry = server.wait([job_id], 300)[job_id]
+    assert outcome(entry) == "success", entry["status"]
+    assert [text.rpartition("@")[2] for text in entry["outputs"]["out"]["value"]] == ["1", "3"]
+    for bad in ([], [9], 0, 65, "all"):
+        assert server.request("POST", "/prompt", {"prompt": workflow, "extra_data": {"participants": bad}})[0] == 400
+
+
 def test_a_job_that_is_to_be_balanced_stays_whole(server: HostServer) -> None:
     assert len(pixels(server, run(server, shared(SEED, load_balance=True)))) == 1
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
+import struct
+from collections import Counter
 
 import pytest
 
@@ -78,6 +82,36 @@ def test_all_slots_take_part(server: HostServer, slot: int) -> None:
     assert len({process for _, process in values(entry)}) == 2
     assert shares == {None, 1}
     assert named == {job_id}
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_previews_of_all_reach_the_client_told_apart(server: HostServer, slot: int) -> None:
+    assert previews(server, slot) == {(None, slot): 3, (1, 1 - slot): 3}
+
+
+def previews(server: HostServer, slot: int) -> Counter[tuple[int | None, int]]:
+    """How many previews a client gets of each participant, by the slot that has computed its share."""
+    workflow = {
+        "seed": node("DistributedSeed", seed=random.getrandbits(20)),
+        "work": node("CPTProgress", steps=3, ms=700, seed=["seed", 0]),
+        "all": node("ParallelCollector", value=["work", 0], participants=2),
+        "save": node("SaveImage", images=["all", 0], filename_prefix="previewed"),
+    }
+    with server.websocket(supports_preview_metadata=True) as client:
+        client.wait_for(lambda event: event["type"] == "feature_flags")
+        job_id = server.submit(workflow, slot, client.client_id)["prompt_id"]
+        client.wait_for_end(job_id, LIMIT_S)
+        told = [facts(frame) for frame in client.frames]
+    assert {one["prompt_id"] for one in told} == {job_id}
+    return Counter((one.get("participant"), one.get("gpu_id", slot)) for one in told)
+
+
+def facts(frame: bytes) -> JSON:
+    """What a preview with metadata says of itself."""
+    kind, length = struct.unpack_from(">II", frame)
+    assert kind == 4
+    told: JSON = json.loads(frame[8 : 8 + length])
+    return told
 
 
 @pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])

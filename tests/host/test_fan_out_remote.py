@@ -10,7 +10,7 @@ from tests.host.conftest import MakeServer
 from tests.host.jobs import eventually, interrupt, new_key, outcome, slots_shown
 from tests.host.server import HostServer
 from tests.host.test_fan_out import SEED, alone, pixels, shared
-from tests.host.test_fan_out_processes import LIMIT_S, await_processes, run, told, values
+from tests.host.test_fan_out_processes import LIMIT_S, await_processes, previews, run, told, values
 from tests.host.workflows import node
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
@@ -53,6 +53,11 @@ def test_all_machines_take_part(server: HostServer, slot: int) -> None:
     assert len({process for _, process in values(entry)}) == 2
     assert shares == {None, 1}
     assert named == {job_id}
+
+
+@pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])
+def test_previews_of_all_reach_the_client_told_apart(server: HostServer, slot: int) -> None:
+    assert previews(server, slot) == {(None, slot): 3, (1, 1 - slot): 3}
 
 
 @pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import io
 import json
 import re
 import sys
@@ -13,14 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import FormData, web
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
 
 from comfy_parallel.fleet import local_workers
 from comfy_parallel.fleet.gpu_config_file import GpuConfigFile
 from comfy_parallel.fleet.local_workers import LocalWorkers, for_workers
 from comfy_parallel.fleet.whole_host import Install
-from comfy_parallel.http import routes
+from comfy_parallel.http import distributed_jobs, routes
 from comfy_parallel.isolation import save_numbers
 from tests.free_ports import free_ports
 
@@ -206,9 +210,60 @@ async def test_whatever_is_sent_is_answered_and_nothing_breaks(served: Served) -
         for body in BODIES if route.method == "POST" else (None,):
             status, reply = await served.ask(route.method, path, body)
             assert status in (200, 400, 404), (path, body, reply)
-            assert status == 200 or set(reply) == {"error", "node_errors"}, (path, body, reply)
+            assert status == 200 or set(reply) - {"message"} == {"error", "node_errors"}, (path, body, reply)
     after = served.workers.read().json
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["heartbeat", "submit_tiles", "submit_image", "request_image", "job_complete"])
+async def test_what_a_worker_sends_is_awaited_by_nobody(served: Served, name: str) -> None:
+    sent = {"worker_id": "1", "multi_job_id": "exec_1", "job_id": "exec_1"}
+    status, reply = await served.ask("POST", f"/distributed/{name}", sent)
+    assert (status, reply["error"]["type"]) == (404, "no_such_job")
+    assert "exec_1" in reply["message"]
+    status, reply = await served.ask("POST", f"/distributed/{name}", {"worker_id": "1"})
+    assert (status, reply["error"]["type"]) == (400, "invalid_request")
+    assert await served.done("GET", "/distributed/queue_status/exec_1") == {"exists": False, "job_id": "exec_1"}
+    assert await served.done("GET", "/distributed/job_status?multi_job_id=exec_1") == {"ready": False}
+
+
+async def test_the_first_versions_workers_send_forms(served: Served) -> None:
+    form = FormData({"multi_job_id": "mgpu_1", "worker_id": "1", "image_index": "0", "is_last": "true"})
+    form.add_field("image", b"png", filename="image.png")
+    async with served.client.post("/multigpu/job_complete", data=form) as reply:
+        assert (reply.status, "mgpu_1" in (await reply.json())["message"]) == (404, True)
+
+
+async def test_files_are_compared_and_loaded(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    found = {name: SimpleNamespace(path=tmp_path / name) for name in ("grey.png", "clip.mp4")}
+    monkeypatch.setattr(distributed_jobs, "named_file", found.get)
+    digest = hashlib.md5((tmp_path / "grey.png").read_bytes()).hexdigest()
+    for file, sent, told in (
+        ("grey.png", digest, {"exists": True, "hash_matches": True}),
+        ("grey.png", "0", {"exists": True, "hash_matches": False}),
+        ("none.png", digest, {"exists": False}),
+    ):
+        reply = await served.done("POST", "/distributed/check_file", {"filename": file, "hash": sent})
+        assert reply == {"status": "success", **told}
+    reply = await served.done("POST", "/distributed/load_image", {"image_path": "grey.png"})
+    assert reply["hash"] == digest
+    image = Image.open(io.BytesIO(base64.b64decode(reply["image_data"].partition(",")[2])))
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (7, 7, 7))
+    reply = await served.done("POST", "/distributed/load_image", {"image_path": "clip.mp4"})
+    assert reply["image_data"] == "data:video/mp4;base64," + base64.b64encode(b"video").decode()
+    assert (await served.ask("POST", "/distributed/load_image", {"image_path": "none.png"}))[0] == 404
+
+
+async def test_tunnels_are_refused_and_logs_shown(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await served.ask("POST", "/distributed/tunnel/start", {}))[0] == 501
+    assert (await served.done("GET", "/distributed/tunnel/status"))["tunnel"]["status"] == "stopped"
+    monkeypatch.setattr(distributed_jobs.facts, "log_lines", lambda: ["one\n", "two\n", "three\n"])
+    reply = await served.done("GET", "/distributed/local_log?lines=2")
+    assert (reply["content"], reply["truncated"]) == ("two\nthree\n", True)
+    assert (await served.ask("GET", "/distributed/remote_worker_log/1"))[0] == 400
+    assert (await served.ask("GET", "/distributed/remote_worker_log/none"))[0] == 404
 
 
 async def test_a_file_that_cannot_be_read_is_told(served: Served) -> None:
