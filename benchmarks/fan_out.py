@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,14 @@ def of_remotes(started: ExitStack, host: Path, slots: str) -> tuple[HostServer, 
     """Slots of two other ComfyUIs, which are killed and started again."""
     others = [start(started, host, "cpu") for _ in range(2)]
     threads = started.enter_context(ThreadPoolExecutor())
+    starting: dict[str, Future[None]] = {}
 
     def end(slot: JSON) -> None:
         other = next(one for one in others if one.url == slot["worker"]["address"])
+        if other.url in starting:
+            starting[other.url].result()  # The front may know of its return before it is checked here.
         other.stop(signal_number=signal.SIGKILL)
-        threads.submit(other.start)
+        starting[other.url] = threads.submit(other.start)
 
     return start(started, host, "cpu", COMFY_PARALLEL_REMOTE=",".join(other.url for other in others)), end
 

@@ -156,7 +156,9 @@ def pack_folders() -> list[Path]:
 
 
 def log_lines() -> list[str]:
-    """What the host has logged last, as far as it remembers."""
-    from app.logger import get_logs
-
+    """What the host has logged last, as far as it remembers; nothing of a host that does not."""
+    try:
+        from app.logger import get_logs
+    except ImportError:
+        return []
     return [str(entry.get("m", "")) if isinstance(entry, dict) else str(entry) for entry in list(get_logs() or ())]
