@@ -74,6 +74,15 @@ class Served:
             await asyncio.sleep(0.05)
         raise AssertionError(worker)
 
+    async def written(self, worker_id: str, word: str) -> None:
+        """Return when the worker's log has this word; what it writes is there a moment later."""
+        for _ in range(int(LIMIT_S / 0.05)):
+            told = await self.done("GET", f"/parallel/workers/{worker_id}/log")
+            if any(word in line for line in told["lines"]):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(told)
+
 
 @pytest.fixture
 def port() -> int:
@@ -132,7 +141,7 @@ async def test_a_worker_is_launched_killed_restarted_and_stopped(served: Served,
     assert second["pid"] != first["pid"]
     assert second["last_end"] == "was ended by force: a test wants it"
     await served.done("POST", "/multigpu/clear_memory")
-    assert any("freed" in line for line in (await served.done("GET", "/parallel/workers/1/log"))["lines"])
+    await served.written("1", "freed")
     await served.done("POST", "/parallel/workers/1/restart")
     third = await served.eventually("1", lambda one: one["state"] == "ready")
     assert third["pid"] != second["pid"]
