@@ -40,6 +40,7 @@ from comfy_parallel.core.states import SlotState
 from comfy_parallel.core.unequal import first_expected
 from comfy_parallel.slots.items import model_names
 
+MOST_MODELS = 128  # of a synthetic trace, else as many as slots
 LOAD_S = 4.0  # to have a model on a slot that held another
 
 
@@ -94,7 +95,7 @@ UNKNOWN, KNOWN = ("burst", "alternating", "zealot"), ("workflows", "day", "unequ
 
 def trace(kind: str, count: int, slots: int, rng: random.Random) -> list[Job]:
     """Synthetic jobs: run times as of real workflows, between 2 s and 2 min, mostly short."""
-    models = [frozenset({f"model-{n}.safetensors"}) for n in range(max(2, slots))]
+    models = [frozenset({f"model-{n}.safetensors"}) for n in range(min(max(2, slots), MOST_MODELS))]
     lengths = [2 * 1.4**n for n in range(10)] if kind == "unequal" else [_length(rng) for _ in range(20)]
     jobs = []
     came = 0.0
@@ -129,6 +130,8 @@ class Ours:
         heapq.heappush(self.waiting, job)
 
     def next_start(self) -> tuple[Job, OneSlot] | None:
+        if not self.waiting or all(slot.state is not SlotState.IDLE for slot in self.slots):
+            return None
         begun = time.perf_counter()
         running = [slot.job for slot in self.slots if slot.job is not None]
         under_way = UnderWay([job.prompt_id for job in running], [job.client_id for job in running])

@@ -34,6 +34,7 @@ class Desk:
         self.is_asked = False  # The worker is in the queue's `get`, or in what a node pack has put in its place.
         self.taken: list[int] = []  # the numbers of the jobs that it has taken in this `get`
         self.runs: Any = None  # what it runs of these; the host takes that out of its own table before it has ended
+        self.left_out: dict[str, Any] = {}  # what the host gives with the end of its job, and a node pack does not take
         self.is_poked = False  # Its worker is to ask again.
         self.has_declined = False  # It was given a job, and went to sleep again without taking it.
         self.woken = threading.Condition(mutex)

@@ -231,7 +231,7 @@ class FrontQueue:
             if is_share(item):
                 self._dispatcher.end(item_id, kwargs["status"]._asdict())
                 return
-            super().task_done(item_id, history_result, *args, **kwargs)
+            super().task_done(item_id, history_result, *args, **{**desk.left_out, **kwargs})
             self.finish(desk, item_id, item[1])
 
     def finish(self, desk: Desk, item_id: int, prompt_id: Any) -> None:

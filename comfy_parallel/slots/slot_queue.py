@@ -13,6 +13,7 @@ from comfy_parallel.slots import garbage, own_names, switches
 from comfy_parallel.slots.desk import Desk
 from comfy_parallel.slots.dispatcher import Dispatcher
 from comfy_parallel.slots.items import SENSITIVE, QueueItem, client_of, error_event, error_text, is_item, view_of
+from comfy_parallel.slots.older_packs import not_taken_by
 from comfy_parallel.slots.slot import Slot, entered
 from comfy_parallel.slots.tally import Tally
 
@@ -105,12 +106,24 @@ class SlotQueue:
         with entered(self.slot):
             switches.end_job()
             self.front.job_ends()
-            self.hosts_queue.task_done(item_id, history_result, *args, **kwargs)
+            self._tell_queue(item_id, history_result, *args, **kwargs)
         if self.slot.run is not None:  # A node pack has ended the job without the front's method.
             self.front.finish(self._desk, item_id, prompt_id)
         self._dispatcher.ledger.flush()
         self.when_ended(self.slot, self._taken)
         self.tally.job_ended(self._count_waiting)
+
+    def _tell_queue(self, item_id: int, history_result: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """That a job has ended. What a node pack's function does not take, our own adds where that one calls it."""
+        tell = self.hosts_queue.task_done
+        left_out = not_taken_by(tell, kwargs)
+        if left_out:
+            kwargs = {name: value for name, value in kwargs.items() if name not in left_out}
+        self._desk.left_out = left_out
+        try:
+            tell(item_id, history_result, *args, **kwargs)
+        finally:
+            self._desk.left_out = {}
 
     def _take_lock_back(self) -> None:
         """A job that has ended, on this thread, and has kept the queue's lock would stop everybody."""

@@ -385,6 +385,26 @@ def test_a_node_that_wraps_task_done_sees_every_slots_jobs(front: Any) -> None:
     assert list(front.history) == ["a", "b"]
 
 
+def test_a_pack_whose_task_done_takes_less_than_the_hosts_gives_works_and_keys_stay_out_of_the_history(
+    front: Any,
+) -> None:
+    original, seen = front.task_done, []
+
+    def older(item_id: int, history_result: Any, status: Any) -> None:
+        seen.append(item_id)
+        original(item_id, history_result, status)
+
+    front.task_done = older
+    put(front, "a")
+    _, item_id = front.slot_queues[0].get(timeout=0)
+    front.slot_queues[0].task_done(
+        item_id, {"outputs": {}}, status=succeeded(), process_item=lambda item: item[:5] + item[6:]
+    )
+    assert seen == [item_id]
+    assert front.history["a"]["status"]["status_str"] == "success"
+    assert "secret" not in str(front.history["a"]["prompt"])
+
+
 def test_when_a_packs_get_has_given_a_job_the_other_slots_ask_it_again(front: Any) -> None:
     """It may keep more jobs in a store of its own, and give the queue one at a time."""
     first, second = front.slot_queues
