@@ -27,6 +27,10 @@ from .caching import never_cached
 ANY = type("AnyType", (str,), {"__ne__": lambda self, other: False})("*")
 
 
+class OwnRecord(logging.LogRecord):
+    pass
+
+
 def umask() -> int:
     value = os.umask(0o022)
     os.umask(value)
@@ -70,7 +74,7 @@ SETTINGS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "log_disabled": (lambda: logging.disable(logging.CRITICAL), lambda: logging.getLogger().manager.disable),
     "log_handlers": (add_handler, lambda: len(logging.getLogger().handlers)),
     "record_factory": (
-        lambda: logging.setLogRecordFactory(lambda *given: 1 / 0),
+        lambda: logging.setLogRecordFactory(OwnRecord),
         lambda: logging.getLogRecordFactory() is logging.LogRecord,
     ),
     "print": (lambda: setattr(builtins, "print", repr), lambda: builtins.print is repr),
