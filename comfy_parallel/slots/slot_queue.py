@@ -161,6 +161,9 @@ class SlotQueue:
             if self.slot.run is not None and not self.currently_running:  # A node pack took it out, and failed then.
                 self._dispatcher.take(self._desk, self._taken_id, self._taken)
             items = list(zip(self.currently_running, self.running_items(), strict=True))
+        if items:
+            with entered(self.slot):
+                self.front.job_ends()  # first of all: it may have left what the following needs, as logging
         try:
             for item_id, item in items:
                 if not self._hand_back(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections import Counter
@@ -716,6 +717,22 @@ def test_a_failed_job_keeps_its_keys_out_of_the_history(front: Any) -> None:
     assert front.slot_queues[0].fail_running(RuntimeError("died")) == ["a"]
     assert len(front.history["a"]["prompt"]) == 5
     assert "secret" not in repr(front.history)
+
+
+def test_a_job_that_left_logging_broken_ends_after_that_was_put_back(front: Any) -> None:
+    def broken(*given: Any, **named: Any) -> Any:
+        raise KeyError("by the job")
+
+    factory = logging.getLogRecordFactory()
+    front.job_ends = lambda: logging.setLogRecordFactory(factory)
+    put(front, "a", target=0)
+    take(front.slot_queues[0])
+    logging.setLogRecordFactory(broken)
+    try:
+        assert front.slot_queues[0].fail_running(RuntimeError("died")) == ["a"]
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert front.history["a"]["status"]["status_str"] == "error"
 
 
 @pytest.mark.parametrize("most_attempts", [1, 2, 4])
