@@ -26,8 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from budget import Deadline
 from full_size import start_making
-from scaling import Deadline, started
+from scaling import started
 
 from tests.host import graph_cases as cases
 from tests.host.jobs import await_idle, outcome

@@ -20,7 +20,6 @@ import functools
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
 import interpreter
+from budget import Deadline, run_within
 from full_size import start_making
 
 from tests.host import graph_cases
@@ -43,7 +43,6 @@ from tests.host.workflows import Workflow, node, txt2img
 
 POLL_S = 0.05
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-END_S = 15  # what stopping the servers and printing may take
 HELD_S = 6  # for how long the interpreter is looked at
 COMPARED = 3  # images per model
 DEFAULTS_S = 60  # what starting N more stock processes and a first job may take
@@ -99,27 +98,11 @@ class Servers:
         return [*self.stock, self.graphs, self.eager, *([self.shared] if self.shared else [])]
 
 
-class Deadline:
-    def __init__(self, budget_s: float) -> None:
-        self._end = time.monotonic() + budget_s
-
-    @property
-    def left_s(self) -> float:
-        return self._end - time.monotonic()
-
-
 def main() -> None:
-    options = parse()
-    deadline = Deadline(options.budget_s - END_S)
-    results = Results()
-    with ExitStack() as stack:
-        work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        try:
-            measure_all(options, work_dir, stack, deadline, results)
-        except (HostServerError, OSError, subprocess.SubprocessError) as error:
-            results.notes.append(f"stopped early: {error}")
-        finally:
-            report(results, options)
+    options, results = parse(), Results()
+    run_within(
+        options, results.notes, functools.partial(measure_all, results=results), lambda: report(results, options)
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -238,7 +221,7 @@ def stop_all(servers: Sequence[HostServer]) -> None:
 
 
 def measure_all(
-    options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, results: Results
+    options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, *, results: Results
 ) -> None:
     began = time.monotonic()
     if options.tiny:

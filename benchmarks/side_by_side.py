@@ -16,10 +16,10 @@ works.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ from typing import Any
 REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
+from budget import Deadline, run_within
 from full_size import FILES, start_making
 from scaling import (
-    Deadline,
     Model,
     Results,
     Row,
@@ -84,20 +84,14 @@ class Contender:
 
 def main() -> None:
     options = parse()
-    deadline = Deadline(options.budget_s - 15)
     contenders: list[Contender] = []
-    with ExitStack() as stack:
-        work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        try:
-            models_dir = make_models(options, work_dir, deadline)
-            contenders += [make(one, options, work_dir, models_dir) for one in options.servers]
-            stack.enter_context(started([one.server for one in contenders]))
-            stack.enter_context(memory_taken(options.vram_left_gib))
-            measure_all(contenders, options, deadline)
-        except (HostServerError, OSError, subprocess.SubprocessError) as error:
-            print(f"stopped early: {error}")
-        finally:
-            report(contenders, options)
+    notes: list[str] = []
+    run_within(
+        options,
+        notes,
+        functools.partial(measure_all, contenders=contenders),
+        lambda: report(contenders, options, notes),
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -180,7 +174,18 @@ def memory_taken(left_gib: float | None) -> Iterator[None]:
             process.kill()
 
 
-def measure_all(contenders: list[Contender], options: argparse.Namespace, deadline: Deadline) -> None:
+def measure_all(
+    options: argparse.Namespace,
+    work_dir: Path,
+    stack: ExitStack,
+    deadline: Deadline,
+    *,
+    contenders: list[Contender],
+) -> None:
+    models_dir = make_models(options, work_dir, deadline)
+    contenders += [make(one, options, work_dir, models_dir) for one in options.servers]
+    stack.enter_context(started([one.server for one in contenders]))
+    stack.enter_context(memory_taken(options.vram_left_gib))
     known = models(options.tiny)
     for name in options.models:
         for number in range(options.rounds):
@@ -221,7 +226,8 @@ def nothing() -> dict[str, Any]:
     return {"1": image, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
 
 
-def report(contenders: list[Contender], options: argparse.Namespace) -> None:
+def report(contenders: list[Contender], options: argparse.Namespace, notes: list[str]) -> None:
+    print(*notes, sep="\n")
     print(f"\n{'':50}{'images/h':>10}{'ratio':>8}{'busy':>6}{'MiB':>8}{'same bytes':>12}  seconds a job, by turns")
     for name in options.models:
         for one in contenders:

@@ -23,9 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,15 +35,15 @@ from typing import Any
 REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
+from budget import Deadline, run_within
 from full_size import start_making
-from scaling import Deadline, flux, images_of, started
+from scaling import flux, images_of, started
 
 from tests.host import graph_cases
 from tests.host.models import cached_shapes
 from tests.host.server import HostServer, HostServerError, without_front_end
 from tests.host.workflows import Workflow, node, txt2img
 
-END_S = 15  # what stopping the servers and printing may take
 FEW = 4  # steps
 MIB = 1 << 20
 GB = 1e9
@@ -85,17 +83,10 @@ class Servers:
 
 
 def main() -> None:
-    options = parse()
-    deadline = Deadline(options.budget_s - END_S)
-    results = Results()
-    with ExitStack() as stack:
-        work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        try:
-            measure_all(options, work_dir, stack, deadline, results)
-        except (HostServerError, OSError, subprocess.SubprocessError) as error:
-            results.notes.append(f"stopped early: {error}")
-        finally:
-            report(results, options)
+    options, results = parse(), Results()
+    run_within(
+        options, results.notes, functools.partial(measure_all, results=results), lambda: report(results, options)
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -115,7 +106,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure_all(
-    options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, results: Results
+    options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, *, results: Results
 ) -> None:
     began = time.monotonic()
     if options.tiny:
