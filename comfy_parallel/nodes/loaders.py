@@ -19,6 +19,8 @@ DEVICE = "MULTIGPUDEVICE"  # the type of a device's name between nodes
 VIRTUAL_CATEGORY = "multigpu/distorch_2"
 _DEVICE_TIP = "Where this model lives and computes. slot: on the device of the slot that runs the job."
 _WAIT_TIP = "Where the weights wait that are not needed now."
+_ON_A_DEVICE = "Loads as the plain loader does, on the device that you choose; other slots do not see the choice."
+_SPREAD = "Loads as the plain loader does; a part of the weights lives on another device. The image stays the same."
 _GB = {"default": 4.0, "min": 0.0, "max": 128.0, "step": 0.1}
 
 Devices = Callable[[], Sequence[str]]
@@ -63,7 +65,7 @@ def with_device(row: Loader, original: type, devices: Devices) -> type:
             return ({**outputs(result)[0], **noted}, *outputs(result)[1:])
         return (*outputs(result), name) if row.gives else result
 
-    node = _node(f"{row.name}MultiGPU", original, input_types, load, CATEGORY)
+    node = _node(f"{row.name}MultiGPU", original, input_types, load, CATEGORY, _ON_A_DEVICE)
     if row.gives:
         types: Any = node
         types.RETURN_TYPES, types.RETURN_NAMES = (*types.RETURN_TYPES, DEVICE), (*types.RETURN_NAMES, row.device)
@@ -124,7 +126,7 @@ def with_virtual_vram(row: Loader, original: type, devices: Devices, spread: Spr
         }
         return _spread_over(original, inputs, device, spread, asked)
 
-    return _node(f"{row.name}DisTorch2MultiGPU", original, input_types, load, VIRTUAL_CATEGORY)
+    return _node(f"{row.name}DisTorch2MultiGPU", original, input_types, load, VIRTUAL_CATEGORY, _SPREAD)
 
 
 def with_legacy_vram(row: Loader, original: type, devices: Devices, spread: Spread) -> type:
@@ -159,7 +161,7 @@ def with_legacy_vram(row: Loader, original: type, devices: Devices, spread: Spre
         }
         return _spread_over(original, inputs, device, spread, asked)
 
-    return _node(f"{row.name}DisTorchMultiGPU", original, input_types, load, f"{CATEGORY}/legacy")
+    return _node(f"{row.name}DisTorchMultiGPU", original, input_types, load, f"{CATEGORY}/legacy", _SPREAD)
 
 
 def _spread_over(
@@ -232,15 +234,15 @@ def _names(original: Any) -> set[str]:
     return {name for kind in ("required", "optional") for name in inputs.get(kind, {})}
 
 
-def _node(name: str, original: Any, input_types: Any, load: Any, category: str) -> type:
-    """A node class that takes what the original takes, and gives what it gives."""
+def _node(name: str, original: Any, input_types: Any, load: Any, category: str, does: str) -> type:
+    """A node class that takes what the original takes, and gives what it gives; `does` says what it does besides."""
     fields = {
         "INPUT_TYPES": classmethod(input_types),
         "RETURN_TYPES": tuple(original.RETURN_TYPES),
         "RETURN_NAMES": tuple(getattr(original, "RETURN_NAMES", None) or original.RETURN_TYPES),
         "FUNCTION": "load",
         "CATEGORY": category,
-        "DESCRIPTION": getattr(original, "DESCRIPTION", "") or "",
+        "DESCRIPTION": " ".join(filter(None, [getattr(original, "DESCRIPTION", None), does])),
         "load": load,
     }
     return type(name, (), fields)

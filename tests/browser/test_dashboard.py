@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote_plus
 
 import pytest
 from selenium.common.exceptions import JavascriptException
@@ -128,6 +129,26 @@ def test_jobs_that_ended_are_shown_with_picture_or_error(page: Dashboard, server
     assert page.wait("the picture", lambda: page.js(loaded, name)) == 16
     page.wait("the chart", lambda: "jobs ended" in page.text("#rate-text"))
     assert page.js("return document.querySelectorAll('.chart canvas').length") == 2
+
+
+def test_html_in_what_a_job_is_called_and_says_is_shown_as_text(page: Dashboard, server: HostServer) -> None:
+    html = f"<img src=x onerror=window.hit=1> {uuid.uuid4().hex[:6]}"
+    titled = painting(0x11, steps=5000, ms=20)
+    titled["work"]["_meta"] = {"title": html}
+    running = submit(server, titled, 1)
+    page.wait("the title", lambda: page.text(".node", 1) == html)
+    saved = painting(0x12, steps=1, ms=1)
+    saved["save"]["inputs"]["filename_prefix"] = html
+    name = next(iter(server.run(saved, 0)["outputs"].values()))["images"][0]["filename"]
+    bad = {"fail": node("CPTFail", message=html), "out": node("CPTOut", value=["fail", 0])}
+    assert outcome(server.run(bad, 0)) == "error"
+    page.wait("the error", lambda: html in page.text("#recent"))
+    shown = "return document.querySelector(`#recent img[src*='${arguments[0]}']`)?.naturalWidth"
+    assert name.startswith(html)
+    page.wait("the picture", lambda: page.js(shown, quote_plus(name)))
+    assert page.js("return [document.querySelectorAll('img[src=x]').length, window.hit ?? null]") == [0, None]
+    interrupt(server, running)
+    server.wait([running])
 
 
 def test_a_slot_is_paused_and_resumed(page: Dashboard, server: HostServer) -> None:

@@ -20,6 +20,20 @@ pytestmark = pytest.mark.browser
 
 TAB = ".comfy_parallel-tab-button"
 ROOT = "[...document.querySelectorAll('*')].find(one => one.shadowRoot?.querySelector('article, select'))?.shadowRoot"
+NODE_WORDS = """
+const { description, input } = LiteGraph.registered_node_types.CheckpointLoaderSimpleMultiGPU.nodeData;
+return [description, input.optional.device[1].tooltip];
+"""
+NODE_TEXTS = {
+    "en": (
+        "Loads as the plain loader does, on the device that you choose; other slots do not see the choice.",
+        "Where this model lives and computes. slot: on the device of the slot that runs the job.",
+    ),
+    "zh": (
+        "与普通加载器一样加载，但放在你选择的设备上；其他槽位不受影响。",
+        "此模型存放和计算的地方。slot：运行任务的槽位的设备。",
+    ),
+}
 LOCALES = {"en": "Open the dashboard", "zh": "打开仪表板"}
 
 
@@ -149,6 +163,17 @@ def test_a_slots_job_is_shown_and_interrupted_and_the_slot_paused(
     page.wait("an idle slot", lambda: "idle" in sidebar.text(1))
 
 
+def test_html_in_what_a_job_is_called_is_shown_as_text(open_page: Callable[[], Page], server: HostServer) -> None:
+    page = open_page()
+    sidebar = Sidebar(page)
+    work = node("CPTProgress", steps=5000, ms=20, seed=10) | {"_meta": {"title": "<img src=x onerror=window.hit=1>"}}
+    job = str(server.submit({"work": work, "out": node("CPTOut", value=["work", 0])}, 1)["prompt_id"])
+    page.wait("the title", lambda: work["_meta"]["title"] in sidebar.text(1))
+    assert sidebar.js(f"return [{ROOT}.querySelectorAll('img[src=x]').length, window.hit ?? null]") == [0, None]
+    sidebar.press(1, "interrupt")
+    server.wait([job])
+
+
 def test_who_takes_part_in_shared_jobs_is_chosen_and_shares_are_told_apart(
     open_page: Callable[[], Page], server: HostServer
 ) -> None:
@@ -200,4 +225,8 @@ def test_the_tab_speaks_the_pages_language_and_axe_finds_no_fault_in_it(
     page = open_page()
     sidebar = Sidebar(page)
     assert sidebar.js(f"return {ROOT}.querySelector('a').textContent") == LOCALES[locale]
+    said, tip = sidebar.js(NODE_WORDS)
+    ours, expected_tip = NODE_TEXTS[locale]
+    assert said.endswith(ours)
+    assert tip == expected_tip
     assert faults(page.driver, cache_dir, within=".sidebar-content-container, .side-bar-panel") == []

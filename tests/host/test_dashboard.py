@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +66,13 @@ def test_a_job_is_followed_from_the_queue_to_its_end_while_another_reader_does_n
     ended = state["recent"][0]
     assert (ended["gpu_id"], ended["outcome"]) == (1, "succeeded")
     assert ended["ran_s"] >= 160 * 0.05
+
+
+def test_the_host_offers_our_example_workflows_with_their_pictures(server: HostServer) -> None:
+    folder = Path(__file__).resolve().parents[2] / "example_workflows"
+    expected = sorted(path.stem for path in folder.glob("*.json"))
+    assert sorted(server.request("GET", "/workflow_templates")[1]["comfy_parallel"]) == expected
+    for name in expected:
+        for end in ("json", "jpg"):
+            status, _ = server.request("GET", f"/api/workflow_templates/comfy_parallel/{name}.{end}")
+            assert status == 200

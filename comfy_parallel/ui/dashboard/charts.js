@@ -21,7 +21,7 @@ export class Charts {
   show(points, feed) {
     const rows = stretches(points, feed);
     const x = rows.map((row) => row.date);
-    this.#draw("rate", [x, rows.map((row) => (row.isWhole ? (row.jobs * 60) / STRETCH_S : null))], [line("rate", "--main", true)]);
+    this.#draw("rate", [x, rates(rows)], [line("rate", "--main", true)]);
     const average = (name) => rows.map((row) => (row.jobs ? row[name] / row.jobs : null));
     this.#draw("times", [x, average("waited"), average("ran")], [line("waited", "--warn"), line("ran", "--good")]);
     const sum = (name) => rows.reduce((total, row) => total + row[name], 0);
@@ -43,6 +43,12 @@ export class Charts {
   #fit(parent) {
     this.#plots.get(parent.id)?.setSize({ width: parent.clientWidth, height: HEIGHT - 30 });
   }
+}
+
+/** Jobs per minute; a stretch that has not ended has the value before it, which so is drawn to its end. */
+function rates(rows) {
+  const whole = rows.map((row) => (row.isWhole ? (row.jobs * 60) / STRETCH_S : null));
+  return whole.map((value, index) => value ?? whole[index - 1] ?? null);
 }
 
 /** The last stretches of time, also those without jobs; at least five minutes. */

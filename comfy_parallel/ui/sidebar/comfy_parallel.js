@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const ROOT = new URL("../../", import.meta.url);
+const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`; // of our nodes, for the host
 const CHOICE = "comfy_parallel.run_on"; // of this tab of the browser only
 const CHOICE_MS = 3000; // The feed tells what was chosen within this time.
 const HEADER = "X-TARGET-GPU";
@@ -76,6 +77,22 @@ function withHeader(options, value) {
 function withClient(options) {
   const body = options.body ? JSON.parse(options.body) : {};
   return body.prompt_id ? options : { ...options, body: JSON.stringify({ ...body, client_id: api.clientId }) };
+}
+
+/** Our nodes' descriptions and tooltips in the page's language; those of ComfyUI and of other packs are their own. */
+async function translateNodes(defs) {
+  const language = String(app.extensionManager.setting.get("Comfy.Locale") ?? "en").slice(0, 2);
+  if (language !== "zh") return;
+  const reply = await fetch(new URL("nodes.zh.json", import.meta.url));
+  if (!reply.ok) return; // English then
+  const words = Object.entries(await reply.json());
+  const said = (text) => words.reduce((told, [english, ours]) => told.replaceAll(english, ours), text);
+  for (const def of Object.values(defs).filter((one) => one.python_module === MODULE)) {
+    def.description = said(def.description ?? "");
+    for (const [, options] of Object.values({ ...def.input?.required, ...def.input?.optional })) {
+      if (options?.tooltip) options.tooltip = said(options.tooltip);
+    }
+  }
 }
 
 class Tab {
@@ -252,6 +269,7 @@ async function start(slots) {
       label: `comfy_parallel: ${t("run_on")} ${names(value)}`,
       function: () => choose(value),
     })),
+    addCustomNodeDefs: translateNodes,
     async setup() {
       await text.loadWords(String(app.extensionManager.setting.get("Comfy.Locale") ?? "en").slice(0, 2));
       const tab = new Tab(choice, names, parts);
