@@ -38,6 +38,7 @@ SECONDS = {
     "deploy/test_fork_diff.py": 25,
     "host/test_dashboard.py": 20,
     "host/test_websockets.py": 20,
+    "browser/test_states.py": 20,
     "deploy/test_nginx.py": 20,
     "host/test_broken_bodies.py": 15,
     "host/test_events.py": 15,
