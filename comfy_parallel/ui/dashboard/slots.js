@@ -61,13 +61,19 @@ function updateCard(card, slot, feed, act) {
   const ended = metrics.jobs_succeeded + metrics.jobs_failed + metrics.jobs_interrupted;
   setText(find("counts"), t("counts", { ended: count(ended), failed: count(metrics.jobs_failed), average: seconds(metrics.average_busy_seconds) }));
   setText(find("pending"), t("pending", { n: count(slot.pending) }));
-  setText(find("steps"), slot.graphs.on ? t("steps.on", { n: count(slot.graphs.replays ?? 0) }) : t("steps.off", { reason: slot.graphs.reason ?? "" }));
+  setText(find("steps"), stepsOf(slot.graphs));
 }
 
 /** Where the slot's jobs run, unless in the server's own process; and what that one does, unless it is ready. */
 function kindOf(slot) {
   if (slot.worker === null || slot.worker === undefined) return "";
   return t(`kind.${slot.kind}`) + (slot.worker === "ready" ? "" : ` (${t(`worker.${slot.worker}`)})`);
+}
+
+/** Whether steps are recorded; nothing where that is not known, on another machine for example. */
+function stepsOf(graphs) {
+  if (graphs.on) return t("steps.on", { n: count(graphs.replays ?? 0) });
+  return graphs.reason ? t("steps.off", { reason: graphs.reason }) : "";
 }
 
 function updateJob(card, find, slot, feed, act) {
@@ -98,7 +104,7 @@ function updateMemory(find, slot) {
   const memory = slot.vram;
   const used = memory ? memory.total_bytes - memory.free_bytes : null;
   const percent = memory ? Math.round((used / memory.total_bytes) * 100) : 0;
-  const name = slot.device === "cpu" ? t("memory.ram") : t("memory.gpu");
+  const name = [slot.device, slot.device_name].includes("cpu") ? t("memory.ram") : t("memory.gpu");
   setText(find("memory-name"), name);
   setText(find("memory-text"), memory ? t("memory.of", { used: bytes(used), total: bytes(memory.total_bytes) }) : t("unknown"));
   find("memory").firstChild.style.width = `${percent}%`;
