@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "comfy_parallel"
-CHINESE = json.loads((PACKAGE / "ui" / "sidebar" / "nodes.zh.json").read_text(encoding="utf-8"))
+CHINESE = json.loads((PACKAGE / "ui" / "dashboard" / "nodes.zh.json").read_text(encoding="utf-8"))
 NAMES = re.compile(r"DESCRIPTION|tooltip|tip|_\w*TIP|_ON_A_DEVICE|_SPREAD")
 TRANSLATED = 0.9  # What is new may come in English first; ComfyUI's page then shows that.
 

@@ -83,7 +83,7 @@ function withClient(options) {
 async function translateNodes(defs) {
   const language = String(app.extensionManager.setting.get("Comfy.Locale") ?? "en").slice(0, 2);
   if (language !== "zh") return;
-  const reply = await fetch(new URL("nodes.zh.json", import.meta.url));
+  const reply = await fetch(new URL("parallel/ui/nodes.zh.json", ROOT));
   if (!reply.ok) return; // English then
   const words = Object.entries(await reply.json());
   const said = (text) => words.reduce((told, [english, ours]) => told.replaceAll(english, ours), text);
