@@ -131,11 +131,21 @@ class Placed(_Placed):
     def _load_away(self, device_to: Any, placement: Placement) -> None:
         hooks, self.forced_hooks = self.forced_hooks, None
         self._part, self._compute = _AWAY, device_to
+        if not self.model.model_lowvram:
+            self._take_for_new()
         try:
             self._load_part(device_to, 0.1, placement.exact)
         finally:
             self.forced_hooks = hooks
         placement.take_loans(self.model)
+
+    def _take_for_new(self) -> None:
+        """The host takes a module that it casts for one that it has left out and patched already: text encoders are
+        cast from their first load on, also where they were loaded whole."""
+        for *_, module, _params in self._load_list():
+            if hasattr(module, "prev_comfy_cast_weights"):
+                module.comfy_cast_weights = module.prev_comfy_cast_weights
+                del module.prev_comfy_cast_weights
 
     def _load_part(self, device_to: Any, room: float, patch_all: bool, full_load: bool = False) -> None:
         """By the names of the host's arguments, which packs that replace this method rely on."""

@@ -83,6 +83,19 @@ def test_a_load_is_two_of_the_hosts() -> None:
     assert patcher._load_list() == HostPatcher(patcher.model)._load_list()
 
 
+def test_what_was_loaded_whole_and_cast_is_loaded_anew_by_its_placement() -> None:
+    """As text encoders are: the host would leave its patches out."""
+    patcher = placed(HostPatcher(Model()))
+    for module in patcher.model:
+        module.prev_comfy_cast_weights, module.comfy_cast_weights = False, True
+    patcher.load("the device", 123.0, False, True)
+    assert [hasattr(module, "prev_comfy_cast_weights") for module in patcher.model] == [True, False, True, False]
+    assert [module.comfy_cast_weights for module in patcher.model] == [True, False, True, False]
+    patcher.model[1].prev_comfy_cast_weights = False  # as the host's load has left it out
+    patcher.load("the device", 123.0, False, True)
+    assert hasattr(patcher.model[1], "prev_comfy_cast_weights"), "it is left out already"
+
+
 def test_each_load_sees_its_part_of_the_model() -> None:
     patcher = placed(HostPatcher(Model()))
     parts = {}
