@@ -137,11 +137,10 @@ class Kills:
 def kill(host: Path, given: argparse.Namespace) -> bool:
     """Whether every job gave all it should. Each server's chances follow from `seed` and its number."""
     kills = Kills(given.kills, given.budget_s)
+    work = [(host, given.kind, given.slots, given.seed + number) for number in range(given.at_once)]
     with ThreadPoolExecutor(given.at_once) as threads:
-        running = [
-            threads.submit(kills.run, host, given.kind, given.slots, given.seed + number)
-            for number in range(given.at_once)
-        ]
+        running = [threads.submit(kills.run, *one) for one in work[1:]]
+        kills.run(*work[0])  # A cluster can be started by the main thread only.
     print(f"in all, kind {given.kind}: {kills.told}", flush=True)
     for one in running:
         one.result()  # Raises what kept a server from going on.
