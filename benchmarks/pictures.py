@@ -3,7 +3,8 @@
     python benchmarks/pictures.py COMFYUI_DIR [--only dashboard,sidebar,nodes2,examples] [--into docs/images]
 
 `nodes2` needs a ComfyUI with Nodes 2.0, 0.33.0 for example; the others are taken with 0.3.75. Look at them afterwards.
-`examples` writes the example workflows, as ComfyUI's page saves them, with a picture of each: --into example_workflows.
+`examples` writes the example workflows, as ComfyUI's page saves them, with a picture of each: --into
+comfy_parallel/ui/example_workflows.
 Needs Chromium and its driver, and the models of the tests (tests/quick_start.sh makes them).
 """
 

@@ -25,6 +25,7 @@ from comfy_parallel.http import (
     replies,
     routes,
     status,
+    templates,
     webhooks,
 )
 from comfy_parallel.http.targets import header_target, settle_target
@@ -241,5 +242,6 @@ _RULES = {
     ("GET", "/history"): Rule(),
     ("POST", "/history"): Rule(check=checks.check_queue_change),
     ("GET", "/jobs"): Rule(complete=replies.add_gpu_ids),
+    ("GET", templates.LIST): Rule(complete=templates.add_names),
     ("POST", "/jobs/cancel"): Rule(),
 }

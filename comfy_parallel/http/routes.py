@@ -20,6 +20,7 @@ from comfy_parallel.http import (
     questions,
     replies,
     status,
+    templates,
     workers,
 )
 from comfy_parallel.http.targets import chosen_slots, header_target
@@ -37,6 +38,7 @@ def add_routes(server: Any, front: Any, models_of: status.ModelsOf, submit: dist
     dashboard.add_routes(server, front, models_of, lambda: report.weights_json(facts.weight_name))
     workers.add_routes(routes)
     questions.add_routes(routes)
+    templates.add_routes(routes)
     distributed.add_routes(server, front, submit)
     jobs.add_route(routes, front)
 

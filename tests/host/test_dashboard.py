@@ -8,11 +8,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPResponse
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from comfy_parallel.http import templates
 from tests.host.jobs import outcome, progress
 from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
@@ -69,10 +69,10 @@ def test_a_job_is_followed_from_the_queue_to_its_end_while_another_reader_does_n
 
 
 def test_the_host_offers_our_example_workflows_with_their_pictures(server: HostServer) -> None:
-    folder = Path(__file__).resolve().parents[2] / "example_workflows"
-    expected = sorted(path.stem for path in folder.glob("*.json"))
+    expected = sorted(path.stem for path in templates.FOLDER.glob("*.json"))
     assert sorted(server.request("GET", "/workflow_templates")[1]["comfy_parallel"]) == expected
     for name in expected:
         for end in ("json", "jpg"):
             status, _ = server.request("GET", f"/api/workflow_templates/comfy_parallel/{name}.{end}")
             assert status == 200
+    assert server.request("GET", "/workflow_templates/comfy_parallel/none.json")[0] == 404

@@ -11,7 +11,7 @@ import pytest
 from comfy_parallel.nodes.parallel import collectors, dividers, sources
 from comfy_parallel.nodes.table import CORE
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "comfy_parallel" / "ui" / "example_workflows"
 WORKFLOWS = sorted(FOLDER.glob("*.json"))
 OURS = {
     *(f"{loader.name}{suffix}" for loader in CORE for suffix in ("MultiGPU", "DisTorch2MultiGPU")),
