@@ -356,7 +356,14 @@ def test_queue_all(server: HostServer) -> None:
         release(server, *running)
     queues = reply.pop("queues")
     totals = {"num_gpus": NUM_SLOTS, "total_running": 2, "total_pending": 2}
-    assert reply == {"mode": "multi-gpu", "unassigned": [], "waiting_to_run_alone": [], "kinds": None, **totals}
+    assert reply == {
+        "mode": "multi-gpu",
+        "unassigned": [],
+        "waiting_to_run_alone": [],
+        "kinds": None,
+        "takes_shares": True,
+        **totals,
+    }
     for slot, queue in enumerate(queues):
         assert set(queue.pop("metrics")) > {"jobs_succeeded", "jobs_failed", "jobs_interrupted", "worker_restarts"}
         vram = queue.pop("vram")
