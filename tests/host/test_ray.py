@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,10 +29,12 @@ MACHINE: JSON = {"num_cpus": 0, "num_gpus": 0, "resources": {"comfy_slot": 1}, "
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two machines, as far as Ray is concerned; the first has the cluster's head."""
+    of_pytest = signal.getsignal(signal.SIGTERM)
     made = cluster_utils.Cluster(initialize_head=True, head_node_args=MACHINE)
     made.add_node(**MACHINE)
     yield made
     made.shutdown()
+    signal.signal(signal.SIGTERM, of_pytest)  # Ray's would end the tests that follow when they send themselves one.
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ SETTINGS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "temporary": (lambda: setattr(tempfile, "tempdir", "/nowhere"), lambda: tempfile.tempdir == "/nowhere"),
     "processes": (
         lambda: multiprocessing.set_start_method("spawn", force=True),
-        lambda: multiprocessing.get_start_method(allow_none=True),
+        lambda: multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0],
     ),
     "decimal": (lambda: setattr(decimal.DefaultContext, "prec", 3), lambda: decimal.DefaultContext.prec),
     "digits": (lambda: sys.set_int_max_str_digits(700), sys.get_int_max_str_digits),
