@@ -102,7 +102,7 @@ def _maker(value: Any) -> Callable[[Any, dict[int, tuple[Any, Any]]], Any] | Non
     return None
 
 
-# Arrays and generators, by their types' names: this package runs without torch and numpy.
+# Arrays, generators and iterators, by their types' names: this package runs without torch and numpy.
 _COPIED: dict[str, Callable[[Any], Any]] = {
     "torch.Tensor": lambda value: value if value.requires_grad else value.clone(),
     "torch._C.Generator": lambda value: value.clone_state(),
@@ -110,6 +110,8 @@ _COPIED: dict[str, Callable[[Any], Any]] = {
     "numpy.random.mtrand.RandomState": copy.deepcopy,
     "numpy.random._generator.Generator": copy.deepcopy,
     "random.Random": copy.copy,
+    "builtins.list_iterator": copy.copy,
+    "builtins.tuple_iterator": copy.copy,
 }
 
 

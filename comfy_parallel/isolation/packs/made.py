@@ -97,6 +97,8 @@ def can_be_copied(pack: Pack, thing: Thing, value: ast.expr | None) -> bool:
     made_of = pack.resolve(thing.path, value.func)
     if made_of is not None and made_of.kind == "function":
         return not _is_generator(pack.files[made_of.path].functions[made_of.name])
+    if maker(value) == "iter":  # of a list that stands there: what waits to be replaced by a job's own
+        return all(isinstance(given, ast.List | ast.Tuple) for given in value.args)
     return maker(value) in _PLAIN_MAKERS or (made_of is not None and made_of.kind in ("class", "method"))
 
 
