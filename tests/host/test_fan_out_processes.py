@@ -59,8 +59,8 @@ def run(server: HostServer, workflow: Workflow, slot: int | None = None) -> JSON
     return entry
 
 
-@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
-def test_images_of_threads_and_processes_are_the_same(server: HostServer, slot: int) -> None:
+def check_same_images(server: HostServer, slot: int) -> None:
+    """Two participants, of which the second is slot 1, give what the first slot gives alone."""
     server.request("POST", "/parallel/pause", {"gpu_ids": [1]})
     try:
         expected = alone(server, 2)
@@ -69,11 +69,10 @@ def test_images_of_threads_and_processes_are_the_same(server: HostServer, slot: 
     assert pixels(server, run(server, shared(SEED), slot)) == expected
 
 
-@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
-def test_all_slots_take_part(server: HostServer, slot: int) -> None:
+def check_all_take_part(server: HostServer, slot: int, *, seconds: float) -> None:
     with server.websocket(supports_preview_metadata=True) as client:
         client.wait_for(lambda event: event["type"] == "feature_flags")
-        job_id = server.submit(told(100, seconds=1.0), slot, client.client_id)["prompt_id"]
+        job_id = server.submit(told(100, seconds=seconds), slot, client.client_id)["prompt_id"]
         client.wait_for_end(job_id, LIMIT_S)
         entry = server.wait([job_id])[job_id]
         shares = {event["data"].get("participant") for event in client.of_type("progress")}
@@ -82,6 +81,30 @@ def test_all_slots_take_part(server: HostServer, slot: int) -> None:
     assert len({process for _, process in values(entry)}) == 2
     assert shares == {None, 1}
     assert named == {job_id}
+
+
+def check_lists_and_parts(server: HostServer, slot: int, *, images: int) -> None:
+    workflow = {
+        "batch": node("EmptyImage", width=8, height=8, batch_size=images, color=7),
+        "start": node("ParallelListStart", value=["batch", 0]),
+        "work": node("CPTSome", images=["start", 0], salt=new_key()),
+        "end": node("ParallelCollector", value=["work", 0]),
+        "save": node("SaveImage", images=["end", 0], filename_prefix="pulled"),
+    }
+    assert len(pixels(server, run(server, workflow, slot))) == images
+    workflow["start"]["class_type"] = "ParallelDivider"
+    workflow["batch"]["inputs"]["batch_size"] = 1  # The other participant has nothing to do.
+    assert len(pixels(server, run(server, workflow, slot))) == 1
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_images_of_threads_and_processes_are_the_same(server: HostServer, slot: int) -> None:
+    check_same_images(server, slot)
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
+def test_all_slots_take_part(server: HostServer, slot: int) -> None:
+    check_all_take_part(server, slot, seconds=1.0)
 
 
 @pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
@@ -116,17 +139,7 @@ def facts(frame: bytes) -> JSON:
 
 @pytest.mark.parametrize("slot", [0, 1], ids=["a thread's job", "a process's job"])
 def test_lists_and_parts_are_divided_among_them(server: HostServer, slot: int) -> None:
-    workflow = {
-        "batch": node("EmptyImage", width=8, height=8, batch_size=5, color=7),
-        "start": node("ParallelListStart", value=["batch", 0]),
-        "work": node("CPTSome", images=["start", 0], salt=new_key()),
-        "end": node("ParallelCollector", value=["work", 0]),
-        "save": node("SaveImage", images=["end", 0], filename_prefix="pulled"),
-    }
-    assert len(pixels(server, run(server, workflow, slot))) == 5
-    workflow["start"]["class_type"] = "ParallelDivider"
-    workflow["batch"]["inputs"]["batch_size"] = 1  # The other participant has nothing to do.
-    assert len(pixels(server, run(server, workflow, slot))) == 1
+    check_lists_and_parts(server, slot, images=5)
 
 
 def test_an_interrupt_of_a_processs_job_ends_its_shares(server: HostServer) -> None:

@@ -7,11 +7,18 @@ import signal
 import pytest
 
 from tests.host.conftest import MakeServer
-from tests.host.jobs import eventually, interrupt, new_key, outcome, slots_shown
+from tests.host.jobs import eventually, interrupt, outcome, slots_shown
 from tests.host.server import HostServer
-from tests.host.test_fan_out import SEED, alone, pixels, shared
-from tests.host.test_fan_out_processes import LIMIT_S, await_processes, previews, run, told, values
-from tests.host.workflows import node
+from tests.host.test_fan_out_processes import (
+    LIMIT_S,
+    await_processes,
+    check_all_take_part,
+    check_lists_and_parts,
+    check_same_images,
+    previews,
+    told,
+    values,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
@@ -32,27 +39,12 @@ def server(make_module_server: MakeServer, other: HostServer) -> HostServer:
 
 @pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])
 def test_images_of_all_machines_are_the_same(server: HostServer, slot: int) -> None:
-    server.request("POST", "/parallel/pause", {"gpu_ids": [THERE]})
-    try:
-        expected = alone(server, 2)
-    finally:
-        server.request("POST", "/parallel/resume", {"gpu_ids": [THERE]})
-    assert pixels(server, run(server, shared(SEED), slot)) == expected
+    check_same_images(server, slot)
 
 
 @pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])
 def test_all_machines_take_part(server: HostServer, slot: int) -> None:
-    with server.websocket(supports_preview_metadata=True) as client:
-        client.wait_for(lambda event: event["type"] == "feature_flags")
-        job_id = server.submit(told(100, seconds=2.0), slot, client.client_id)["prompt_id"]
-        client.wait_for_end(job_id, LIMIT_S)
-        entry = server.wait([job_id])[job_id]
-        shares = {event["data"].get("participant") for event in client.of_type("progress")}
-        named = {event["data"].get("prompt_id", job_id) for event in client.events}
-    assert [seed for seed, _ in values(entry)] == [100, 101]
-    assert len({process for _, process in values(entry)}) == 2
-    assert shares == {None, 1}
-    assert named == {job_id}
+    check_all_take_part(server, slot, seconds=2.0)
 
 
 @pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])
@@ -62,17 +54,7 @@ def test_previews_of_all_reach_the_client_told_apart(server: HostServer, slot: i
 
 @pytest.mark.parametrize("slot", [HERE, THERE], ids=["a job here", "a job there"])
 def test_lists_and_parts_are_divided_among_them(server: HostServer, slot: int) -> None:
-    workflow = {
-        "batch": node("EmptyImage", width=8, height=8, batch_size=70, color=7),
-        "start": node("ParallelListStart", value=["batch", 0]),
-        "work": node("CPTSome", images=["start", 0], salt=new_key()),
-        "end": node("ParallelCollector", value=["work", 0]),
-        "save": node("SaveImage", images=["end", 0], filename_prefix="pulled"),
-    }
-    assert len(pixels(server, run(server, workflow, slot))) == 70
-    workflow["start"]["class_type"] = "ParallelDivider"
-    workflow["batch"]["inputs"]["batch_size"] = 1  # The other participant has nothing to do.
-    assert len(pixels(server, run(server, workflow, slot))) == 1
+    check_lists_and_parts(server, slot, images=70)
 
 
 def test_an_interrupt_ends_shares_there(server: HostServer, other: HostServer) -> None:
