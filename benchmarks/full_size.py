@@ -17,13 +17,15 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.host.checkpoint import UNET_CONFIG, WEIGHT_GAIN, WIDE, enter_host
+from tests.host.models import cached_shapes
 from tests.host.shapes import FLUX, SDXL, flux_config
 
 if TYPE_CHECKING:
@@ -161,6 +163,28 @@ def start_making(comfyui: Path, models_dir: Path, names: Iterable[str]) -> list[
         (models_dir / folder).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, str(comfyui), str(models_dir)]
     return [subprocess.Popen([*command, name]) for name in names if not (models_dir / FILES[name]).exists()]
+
+
+@contextmanager
+def being_made(
+    comfyui: Path, models_dir: Path, names: Iterable[str], *, is_tiny: bool
+) -> Iterator[tuple[Path, list[subprocess.Popen[bytes]]]]:
+    """A models directory, and the processes that make those of these models which it lacks; they end with the body.
+
+    Args:
+        is_tiny: the tests' small models instead, which are made when the body begins.
+    """
+    if is_tiny:
+        cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
+        yield cached_shapes(comfyui, cache), []
+        return
+    makers = start_making(comfyui, models_dir, names)
+    try:
+        yield models_dir, makers
+    finally:
+        for maker in makers:
+            maker.kill()
+            maker.wait()
 
 
 def main() -> None:

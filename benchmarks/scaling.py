@@ -34,10 +34,9 @@ sys.path.insert(0, str(REPO_DIR))
 
 import interpreter
 from budget import Deadline, run_within
-from full_size import start_making
+from full_size import being_made
 
 from tests.host import graph_cases
-from tests.host.models import cached_shapes
 from tests.host.server import HostServer, HostServerError, without_front_end
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -224,13 +223,7 @@ def measure_all(
     options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, *, results: Results
 ) -> None:
     began = time.monotonic()
-    if options.tiny:
-        cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
-        models_dir, makers = cached_shapes(options.comfyui, cache), []
-    else:
-        models_dir = work_dir / "models"
-        makers = start_making(options.comfyui, models_dir, options.models)
-    try:
+    with being_made(options.comfyui, work_dir / "models", options.models, is_tiny=options.tiny) as (models_dir, makers):
         servers = stack.enter_context(all_servers(options, work_dir, models_dir))
         print(f"servers started after {time.monotonic() - began:.0f} s", flush=True)
         known = models(options.tiny)
@@ -243,10 +236,6 @@ def measure_all(
                 results.notes.append(f"{name} could not be made")
         if options.stock_defaults in options.models:
             measure_stock_defaults(known[options.stock_defaults], servers, options, deadline, results)
-    finally:
-        for maker in makers:
-            maker.kill()
-            maker.wait()
 
 
 # Measuring.

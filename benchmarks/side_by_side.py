@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
 from budget import Deadline, run_within
-from full_size import FILES, start_making
+from full_size import being_made
 from scaling import (
     Model,
     Results,
@@ -46,7 +45,6 @@ from scaling import (
     timed,
 )
 
-from tests.host.models import cached_shapes
 from tests.host.server import NODES_DIR, HostServer, HostServerError, without_front_end
 
 COMPARED_SEEDS = (1_000_001, 1_000_002)
@@ -111,19 +109,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def make_models(options: argparse.Namespace, work_dir: Path, deadline: Deadline) -> Path:
-    comfyui = Path(options.servers[0].partition("@")[2]).resolve()
-    if options.tiny:
-        cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
-        return cached_shapes(comfyui, cache)
-    models_dir: Path = (options.models_dir or work_dir / "models").resolve()
-    lacking = [name for name in options.models if not (models_dir / FILES[name]).exists()]
-    for maker in start_making(comfyui, models_dir, lacking):
-        if maker.wait(max(1.0, deadline.left_s)) != 0:
-            raise HostServerError("a model could not be made")
-    return models_dir
-
-
 def make(named: str, options: argparse.Namespace, work_dir: Path, models_dir: Path) -> Contender:
     what, _, host = named.partition("@")
     what, *assignments = what.split("+")
@@ -182,7 +167,14 @@ def measure_all(
     *,
     contenders: list[Contender],
 ) -> None:
-    models_dir = make_models(options, work_dir, deadline)
+    comfyui, models_dir = (
+        Path(options.servers[0].partition("@")[2]).resolve(),
+        options.models_dir or work_dir / "models",
+    )
+    making = being_made(comfyui, models_dir.resolve(), options.models, is_tiny=options.tiny)
+    models_dir, makers = stack.enter_context(making)
+    if any(maker.wait(max(1.0, deadline.left_s)) for maker in makers):
+        raise HostServerError("a model could not be made")
     contenders += [make(one, options, work_dir, models_dir) for one in options.servers]
     stack.enter_context(started([one.server for one in contenders]))
     stack.enter_context(memory_taken(options.vram_left_gib))

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 import threading
 import time
@@ -36,11 +35,10 @@ REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
 from budget import Deadline, run_within
-from full_size import start_making
+from full_size import being_made
 from scaling import flux, images_of, started
 
 from tests.host import graph_cases
-from tests.host.models import cached_shapes
 from tests.host.server import HostServer, HostServerError, without_front_end
 from tests.host.workflows import Workflow, node, txt2img
 
@@ -109,13 +107,7 @@ def measure_all(
     options: argparse.Namespace, work_dir: Path, stack: ExitStack, deadline: Deadline, *, results: Results
 ) -> None:
     began = time.monotonic()
-    if options.tiny:
-        cache = Path(os.environ.get("COMFY_PARALLEL_CACHE", Path.home() / ".cache" / "comfy_parallel"))
-        models_dir, makers = cached_shapes(options.comfyui, cache), []
-    else:
-        models_dir = work_dir / "models"
-        makers = start_making(options.comfyui, models_dir, options.models)
-    try:
+    with being_made(options.comfyui, work_dir / "models", options.models, is_tiny=options.tiny) as (models_dir, makers):
         servers = stack.enter_context(all_servers(options, work_dir, models_dir))
         results.pinned = 0.0 if options.cpu else pinned_bytes_per_s()
         print(f"servers started after {time.monotonic() - began:.0f} s", flush=True)
@@ -125,10 +117,6 @@ def measure_all(
                 continue
             print(f"{name} is there after {time.monotonic() - began:.0f} s", flush=True)
             measure_model(name, servers, options, deadline, results)
-    finally:
-        for maker in makers:
-            maker.kill()
-            maker.wait()
 
 
 @contextmanager
