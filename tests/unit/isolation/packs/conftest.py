@@ -19,6 +19,7 @@ from comfy_parallel.slots.slot import Slot, entered
 from tests.fakes import make_slots
 
 Load = Callable[..., Any]
+InSlot = Callable[..., Any]
 
 
 @pytest.fixture
@@ -96,3 +97,11 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
         return module
 
     return write_and_import
+
+
+def check_each_slot_has_its_own(pack: Any, in_slot: InSlot) -> None:
+    """What `put` puts in a slot is what `get` gives there, and nowhere else."""
+    in_slot(0, pack.put, 1)
+    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 0, 0)
+    in_slot(1, pack.put, 2)
+    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 2, 0)

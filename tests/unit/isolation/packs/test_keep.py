@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-Load = Callable[..., Any]
-InSlot = Callable[..., Any]
+from tests.unit.isolation.packs.conftest import InSlot, Load, check_each_slot_has_its_own
 
 # Each pack has `put(value)`, which a job calls, and `get()`, which returns what is kept.
 KINDS = {
@@ -252,11 +248,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_slot_has_its_own(load: Load, in_slot: InSlot, kind: str) -> None:
-    pack = load(KINDS[kind])
-    in_slot(0, pack.put, 1)
-    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 0, 0)
-    in_slot(1, pack.put, 2)
-    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 2, 0)
+    check_each_slot_has_its_own(load(KINDS[kind]), in_slot)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -15,9 +13,7 @@ from comfy_parallel.isolation.packs import loader
 from comfy_parallel.isolation.threads import start_in_slot
 from comfy_parallel.slots.slot import entered
 from tests.fakes import make_slots
-
-Load = Callable[..., Any]
-InSlot = Callable[..., Any]
+from tests.unit.isolation.packs.conftest import InSlot, Load, check_each_slot_has_its_own
 
 # Each pack has `put(value)`, which a job calls, and `get()`, which returns what is kept.
 KINDS = {
@@ -222,11 +218,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_slot_has_its_own(load: Load, in_slot: InSlot, kind: str) -> None:
-    pack = load(KINDS[kind])
-    in_slot(0, pack.put, 1)
-    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 0, 0)
-    in_slot(1, pack.put, 2)
-    assert (in_slot(0, pack.get), in_slot(1, pack.get), in_slot(None, pack.get)) == (1, 2, 0)
+    check_each_slot_has_its_own(load(KINDS[kind]), in_slot)
 
 
 @pytest.mark.parametrize("kind", KINDS)
