@@ -106,7 +106,7 @@ def lend(device: str, size: int, room: Callable[[], int]) -> Loan:
 
 def promised_bytes(device: str) -> int:
     """What is promised of a device's memory and not taken yet."""
-    return sum(loan.promised for loan in list(_loans) if loan.device == device) if _loans else 0
+    return sum(loan.promised for loan in list(_loans) if loan.device == device)
 
 
 def take_back(device: str, size: int) -> int:
