@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from comfy_parallel.http.bodies import Handler
 
 
 def only_with(secret: str) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
