@@ -20,7 +20,8 @@ from comfy_parallel.core.gpu_config import SETTINGS, GpuConfig
 from comfy_parallel.core.shown import shown
 from comfy_parallel.errors import BadRequest, ConfigError
 from comfy_parallel.http import checks, distributed_jobs, replies
-from comfy_parallel.http.workers import Handler, known, lines_of, worker_json
+from comfy_parallel.http.bodies import Handler
+from comfy_parallel.http.workers import known, lines_of, worker_json
 
 Submit = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Change = Callable[[GpuConfig, dict[str, Any]], GpuConfig]

@@ -22,7 +22,8 @@ from comfy_parallel.errors import BadRequest
 from comfy_parallel.host import facts
 from comfy_parallel.host.files import named_file
 from comfy_parallel.http import checks
-from comfy_parallel.http.workers import Handler, known, lines_of
+from comfy_parallel.http.bodies import Handler
+from comfy_parallel.http.workers import known, lines_of
 
 _REMOTE_S = 10.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -15,9 +15,9 @@ from comfy_parallel.errors import BadRequest
 from comfy_parallel.fleet import local_workers
 from comfy_parallel.fleet.local_workers import LocalWorkers
 from comfy_parallel.http import replies
+from comfy_parallel.http.bodies import Handler
 
 MOST_LINES = 5000
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class NoWorkers(BadRequest):
