@@ -18,7 +18,7 @@ from tests.browser.proxy import Proxy
 from tests.host.jobs import hold, interrupt, outcome, quick
 from tests.host.pool import ServerPool
 from tests.host.server import JSON, HostServer
-from tests.host.workflows import Workflow, node
+from tests.host.workflows import Workflow, node, txt2img
 
 pytestmark = pytest.mark.browser
 
@@ -233,6 +233,16 @@ def test_a_file_is_preloaded(page: Dashboard, server: HostServer) -> None:
     page.press("#preload .main")
     page.wait("the toast", lambda: "Loading was queued." in page.text("#toasts"))
     page.wait("the file", lambda: "checkpoints/a.safetensors" in page.text("#weights"))
+
+
+def test_a_slots_models_are_freed(page: Dashboard, server: HostServer) -> None:
+    entry_of(server, submit(server, txt2img(1), 1))
+    name = server.request("GET", "/queue/all")[1]["queues"][1]["models"][0]["name"]
+    page.wait("its models", lambda: name in page.text(".chips", 1))
+    page.press(".free", 1)
+    page.wait("the toast", lambda: "memory is freed" in page.text("#toasts"))
+    page.wait("none", lambda: name not in page.text(".chips", 1))
+    assert server.request("GET", "/queue/all")[1]["queues"][1]["models"] == []
 
 
 def test_what_the_server_refuses_is_said(page: Dashboard, server: HostServer) -> None:
